@@ -1,0 +1,1 @@
+"""Measurements one can repeat: each module prints a table and one JSON line."""

@@ -1,0 +1,1 @@
+"""Learns by running the model: prompts, samples, ranges, rounding, error statistics."""

@@ -1,0 +1,1 @@
+"""Calibration prompts: aspects, coverage, and the grammar and models that write captions."""

@@ -1,0 +1,1 @@
+"""Graph clean-ups, one per file."""

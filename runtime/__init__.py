@@ -1,0 +1,1 @@
+"""Runs a denoiser, whatever executes it: schedule, sampler, correction, backends, measuring."""

@@ -1,0 +1,1 @@
+"""Timing, quality, cost, and the report that joins them."""
