@@ -1,0 +1,115 @@
+"""The layout of a bundle: the only place with file names.
+
+A bundle is the folder that a recipe turns into, `engines/<name>/`: everything from the prompts of the calibration to the
+engine, and all that is needed to run it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The files under `root`, by what they are."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The fully resolved recipe."""
+        return self.root / "recipe.toml"
+
+    @property
+    def card(self) -> Path:
+        """Family, latent shape, text embedding size, sampler defaults, digests of the components."""
+        return self.root / "bundle.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes this bundle."""
+        return self.root / ".lock"
+
+    @property
+    def prompts(self) -> Path:
+        """Calibration and validation prompts."""
+        return self.root / "prompts.jsonl"
+
+    @property
+    def transcript(self) -> Path:
+        """Raw exchanges with a language model, replayable."""
+        return self.root / "transcript.jsonl"
+
+    @property
+    def moments(self) -> Path:
+        """Mean, variance and amax [L, S] per layer and timestep."""
+        return self.root / "moments.safetensors"
+
+    @property
+    def samples(self) -> Path:
+        """Calibration records: x_t [K, C, T, F], t [K], conditioning."""
+        return self.root / "samples" / "records.safetensors"
+
+    @property
+    def ranges(self) -> Path:
+        """amin and amax per activation edge."""
+        return self.root / "ranges.safetensors"
+
+    @property
+    def float_unet(self) -> Path:
+        """The traced denoiser in full precision: the reference."""
+        return self.root / "unet.float.onnx"
+
+    @property
+    def probe(self) -> Path:
+        """The feature network that judges what comes out; optional."""
+        return self.component("probe")
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of the text encoder."""
+        return self.root / "tokenizer" / "tokenizer.json"
+
+    @property
+    def scheduler(self) -> Path:
+        """The scheduler of the model, as diffusers writes it."""
+        return self.root / "scheduler" / "scheduler_config.json"
+
+    @property
+    def report_json(self) -> Path:
+        """The figures of the report."""
+        return self.root / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        """The report as one page."""
+        return self.root / "report.html"
+
+    def component(self, name: str) -> Path:
+        """A network beside the denoiser: text_encoder, vae_decoder, vocoder, probe."""
+        return self.root / f"{name}.onnx"
+
+    def qdq(self, target: str) -> Path:
+        """The quantized denoiser for a target."""
+        return self.root / f"unet.{target}.onnx"
+
+    def sites(self, target: str) -> Path:
+        """Every quantized edge of that graph, with its reason."""
+        return self.root / f"unet.{target}.sites.json"
+
+    def plan(self, target: str) -> Path:
+        """The TensorRT plan for a target."""
+        return self.root / f"unet.{target}.plan"
+
+    def plan_sidecar(self, target: str) -> Path:
+        """Versions, compute capabilities, kernel types and stamp of that plan."""
+        return self.root / f"unet.{target}.plan.json"
+
+    def error_stats(self, target: str) -> Path:
+        """The joint Gaussian of output and error per timestep, of the engine for a target."""
+        return self.root / f"error_stats.{target}.safetensors"
+
+    def media(self, name: str) -> Path:
+        """Audio and pictures of the report."""
+        return self.root / "media" / name

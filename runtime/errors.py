@@ -1,0 +1,23 @@
+"""The errors a user can cause and mend: one line each, saying what happened, observed against expected, and what to type.
+
+The console script prints the message alone and exits with 1. Anything that is not a `QuaverError` is a bug of ours and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class QuaverError(Exception):
+    """A user's error: the message is the whole explanation."""
+
+
+class RecipeError(QuaverError):
+    """A recipe, a setting or a name that cannot be meant."""
+
+
+class ArtifactError(QuaverError):
+    """A stage file that is missing, damaged, of another kind, out of date, or that cannot be written."""
+
+
+class EngineError(QuaverError):
+    """An engine that cannot be opened, or that answers with something else than it promised."""
