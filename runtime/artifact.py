@@ -1,8 +1,8 @@
 """Stage files: the only reader and writer of them.
 
-A file carries a stamp: what kind it is, the digest of the settings it was made with, and the digests of the files it was
-made from. A file is current when its stamp equals the stamp it would get now; there is no clock in it. Files appear whole
-or not at all: they are written beside their place, synced, and renamed over it.
+A file carries a stamp: what kind it is, the digest of the settings it was made with, and the digests of the files it
+was made from. A file is current when its stamp equals the stamp it would get now; there is no clock in it. Files
+appear whole or not at all: they are written beside their place, synced, and renamed over it.
 
     digest = "sha256:" + 64 hex digits        (of the bytes; for an ONNX file, of its external `.data` too)
 """
@@ -94,7 +94,7 @@ def digest_file(path: Path) -> str:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with the same suffix; it takes the place of `path` if the block succeeds.
 
-    Raises: ArtifactError when the place cannot be written; whatever the block raises. The old file then stays as it was.
+    Raises: ArtifactError when the place cannot be written; whatever the block raises. The old file then stays.
     """
     path = Path(path)
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")

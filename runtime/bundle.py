@@ -1,7 +1,7 @@
 """The layout of a bundle: the only place with file names.
 
-A bundle is the folder that a recipe turns into, `engines/<name>/`: everything from the prompts of the calibration to the
-engine, and all that is needed to run it.
+A bundle is the folder that a recipe turns into, `engines/<name>/`: everything from the prompts of the calibration to
+the engine, and all that is needed to run it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The errors a user can cause and mend: one line each, saying what happened, observed against expected, and what to type.
+"""The errors a user can cause and mend, one line each: what happened, observed against expected, what to type.
 
 The console script prints the message alone and exits with 1. Anything that is not a `QuaverError` is a bug of ours and
 keeps its traceback.

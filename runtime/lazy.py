@@ -1,4 +1,4 @@
-"""Heavy libraries are extras: imported inside the function that needs them, with an instruction when they are not there."""
+"""Heavy libraries are extras: imported inside the function that needs them, instructive when they are not there."""
 
 from __future__ import annotations
 
