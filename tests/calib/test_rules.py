@@ -1,0 +1,59 @@
+import pytest
+
+from quaver.calib.rules import PRESETS, UNMATCHED, Rule, preset, resolve
+from quaver.runtime.errors import RecipeError
+
+BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
+NAMES = [
+    "time_embedding.linear_1",
+    "class_embedding",
+    "conv_in",
+    "down_blocks.0.resnets.0.conv1",
+    "down_blocks.0.resnets.0.time_emb_proj",
+    f"{BLOCK}.attn1.to_q",
+    f"{BLOCK}.attn2.to_out.0",
+    f"{BLOCK}.ff.net.0.proj",
+    "conv_out",
+]
+
+
+def test_the_first_matching_rule_decides():
+    rules = [Rule("*.conv1", "int4"), Rule("down_blocks.*", "int8")]
+    decided = resolve(rules, NAMES)
+    assert decided["down_blocks.0.resnets.0.conv1"].weight == "int4"
+    assert decided["down_blocks.0.resnets.0.time_emb_proj"].weight == "int8"
+
+
+def test_a_layer_without_a_rule_stays_float():
+    assert resolve([Rule("conv_in")], NAMES)["conv_out"] is UNMATCHED
+
+
+def test_preset_8w8a_quantizes_convolutions_and_feed_forward_and_keeps_what_ptq4adm_keeps():
+    decided = resolve(preset("8w8a"), NAMES)
+    assert {n for n, r in decided.items() if r.quantized} == {
+        "down_blocks.0.resnets.0.conv1",
+        "down_blocks.0.resnets.0.time_emb_proj",
+        f"{BLOCK}.ff.net.0.proj",
+    }
+
+
+def test_a_rule_that_matches_nothing_is_an_error_naming_the_nearest_layer():
+    with pytest.raises(RecipeError, match="'convout' matches none of the 9 layers; the nearest layer is 'conv_out'"):
+        resolve([Rule("convout")], NAMES)
+
+
+def test_a_shadowed_rule_is_an_error_that_says_so():
+    with pytest.raises(RecipeError, match="earlier rules match all its layers"):
+        resolve([Rule("*"), Rule("conv_in", "float", "float")], NAMES)
+
+
+def test_presets_apply_to_models_without_attention():
+    for name in PRESETS:
+        assert resolve(preset(name), ["conv1"])["conv1"].quantized == (name != "float")
+
+
+def test_an_unknown_format_or_preset_names_the_valid_ones():
+    with pytest.raises(RecipeError, match="use one of float, int8, int4, float8"):
+        Rule("*", weight="int3")
+    with pytest.raises(RecipeError, match="use '8w8a'"):
+        preset("w8a8")
