@@ -6,6 +6,9 @@ keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class QuaverError(Exception):
     """A user's error: the message is the whole explanation."""
@@ -21,3 +24,11 @@ class ArtifactError(QuaverError):
 
 class EngineError(QuaverError):
     """An engine that cannot be opened, or that answers with something else than it promised."""
+
+
+def unknown(what: str, name: str, valid: Iterable[str]) -> str:
+    """The one line about a name that is not among the valid ones: the nearest of them, or all."""
+    names = sorted(valid)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    advice = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(names) or 'none'}"
+    return f"unknown {what} {name!r}; {advice}"
