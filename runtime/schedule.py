@@ -1,0 +1,182 @@
+"""The noise schedule of a diffusion model, as diffusers' `scheduler_config.json` describes it.
+
+    x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps,         a_t = alpha_bar_t = prod_{s<=t} (1 - beta_s),    t in 0..T-1
+
+A network trained on it may predict any of three things, which say the same at a fixed x_t:
+
+    eps                                              the noise
+    x_0 = (x_t - sqrt(1 - a_t) eps) / sqrt(a_t)      the clean sample
+    v   = sqrt(a_t) eps - sqrt(1 - a_t) x_0          the velocity, hence eps = sqrt(a_t) v + sqrt(1 - a_t) x_t
+
+DDPM, arXiv:2006.11239 (eq. 4); v: arXiv:2202.00512 (appendix D); spacings: arXiv:2305.08891 (table 2).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quaver.runtime.errors import ArtifactError, QuaverError
+
+Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a sampler needs to know about the noise.
+
+    alpha_bar [T] float64, falling from about 1; `alpha_bar_final` is where the last step ends (1, or alpha_bar[0] as
+    latent diffusion has it); `clip` bounds |x_0| in every step (None for latents).
+    """
+
+    alpha_bar: np.ndarray
+    prediction: str = "epsilon"
+    spacing: str = "leading"
+    steps_offset: int = 0
+    alpha_bar_final: float = 1.0
+    clip: float | None = None
+
+
+def load_schedule(path: Path) -> Schedule:
+    """Read a diffusers `scheduler_config.json`.
+
+    Raises: ArtifactError when it is missing, is not JSON, or asks for what is not supported.
+    """
+    try:
+        return read_schedule(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}): 'quaver run RECIPE' writes it") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path} is not a scheduler configuration ({error}): 'quaver run RECIPE' writes it anew"
+        ) from error
+
+
+def read_schedule(config: Mapping[str, Any]) -> Schedule:
+    """The schedule of a diffusers scheduler configuration; absent keys mean what they mean to DDIMScheduler."""
+    for key in ("rescale_betas_zero_snr", "thresholding"):  # zero SNR: alpha_bar = 0 has no eps form
+        if config.get(key):
+            raise ArtifactError(f"the scheduler configuration sets {key}, which is not supported: set it to false")
+    alpha_bar = np.cumprod(1.0 - _betas(config))
+    return Schedule(
+        alpha_bar=alpha_bar,
+        prediction=_one_of(config, "prediction_type", PREDICTIONS),
+        spacing=_one_of(config, "timestep_spacing", SPACINGS),
+        steps_offset=int(config.get("steps_offset", 0)),
+        alpha_bar_final=1.0 if config.get("set_alpha_to_one", True) else float(alpha_bar[0]),
+        clip=float(config.get("clip_sample_range", 1.0)) if _clips(config) else None,
+    )
+
+
+def timesteps(schedule: Schedule, steps: int) -> np.ndarray:
+    """The timesteps [steps] int64 that a sampler of `steps` steps visits, descending, as DDIMScheduler.set_timesteps.
+
+    Raises: QuaverError when the schedule has no such timesteps.
+    """
+    T = len(schedule.alpha_bar)
+    if not 1 <= steps <= T:
+        raise QuaverError(f"steps is {steps}, expected 1 to {T}: this model was trained with {T} timesteps")
+    if schedule.spacing == "leading":
+        visited = np.arange(steps)[::-1] * (T // steps) + schedule.steps_offset
+    elif schedule.spacing == "linspace":
+        visited = np.linspace(0, T - 1, steps).round()[::-1]
+    else:
+        visited = np.round(np.arange(T, 0, -T / steps)) - 1
+    if visited[0] >= T:
+        raise QuaverError(
+            f"{steps} steps start at timestep {visited[0]}, beyond the last one, {T - 1}: use fewer steps"
+        )
+    return visited.astype(np.int64)
+
+
+def previous(schedule: Schedule, t: int, steps: int) -> int:
+    """The timestep whose noise level the step from `t` ends at; negative means the end (`alpha_bar_final`).
+
+    DDIMScheduler goes down by T // steps from wherever it is. With leading spacing that is the next timestep visited;
+    with the others it can lie one or two beside it, and is kept so that a seed gives the same sample in both.
+    """
+    return int(t) - len(schedule.alpha_bar) // steps
+
+
+def alpha_bar_at(schedule: Schedule, t: int) -> float:
+    """alpha_bar at a timestep; the value after the last step for a negative `t`."""
+    return float(schedule.alpha_bar[t]) if t >= 0 else schedule.alpha_bar_final
+
+
+def to_eps(out: Array, x_t: Array, t: int, schedule: Schedule) -> Array:
+    """What the network said, `out` [B, C, H, W], as eps [B, C, H, W]."""
+    signal, noise = _levels(schedule, t)
+    if schedule.prediction == "epsilon":
+        return out
+    if schedule.prediction == "v_prediction":
+        return signal * out + noise * x_t
+    return (x_t - signal * out) / noise
+
+
+def to_x0(out: Array, x_t: Array, t: int, schedule: Schedule) -> Array:
+    """What the network said, `out` [B, C, H, W], as the clean sample x_0 [B, C, H, W]."""
+    signal, noise = _levels(schedule, t)
+    if schedule.prediction == "epsilon":
+        return (x_t - noise * out) / signal
+    if schedule.prediction == "v_prediction":
+        return signal * x_t - noise * out
+    return out
+
+
+def from_eps(eps: Array, x_t: Array, t: int, schedule: Schedule) -> Array:
+    """The inverse of `to_eps`: eps [B, C, H, W] as what the network would have said."""
+    signal, noise = _levels(schedule, t)
+    if schedule.prediction == "epsilon":
+        return eps
+    if schedule.prediction == "v_prediction":
+        return (eps - noise * x_t) / signal
+    return (x_t - noise * eps) / signal
+
+
+def add_noise(x_0: Array, eps: Array, t: int, schedule: Schedule) -> Array:
+    """x_t [B, C, H, W] from the clean sample and the noise."""
+    signal, noise = _levels(schedule, t)
+    return signal * x_0 + noise * eps
+
+
+def _levels(schedule: Schedule, t: int) -> tuple[float, float]:
+    """sqrt(a_t), sqrt(1 - a_t)."""
+    a = float(schedule.alpha_bar[t])
+    return math.sqrt(a), math.sqrt(1.0 - a)
+
+
+def _betas(config: Mapping[str, Any]) -> np.ndarray:
+    """betas [T] float64."""
+    if (trained := config.get("trained_betas")) is not None:
+        return np.asarray(trained, dtype=np.float64)
+    T = int(config.get("num_train_timesteps", 1000))
+    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    kind = _one_of(config, "beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
+    if kind == "linear":
+        return np.linspace(start, end, T)
+    if kind == "scaled_linear":  # linear in sqrt(beta): what latent diffusion calls linear
+        return np.linspace(math.sqrt(start), math.sqrt(end), T) ** 2
+    level = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.minimum(1.0 - level[1:] / level[:-1], 0.999)
+
+
+def _one_of(config: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str:
+    value = config.get(key, known[0])
+    if value not in known:
+        raise ArtifactError(f"the scheduler configuration has {key} = {value!r}, expected one of {', '.join(known)}")
+    return str(value)
+
+
+def _clips(config: Mapping[str, Any]) -> bool:
+    # Only these two know the key, and clip unless told not to; for the others its absence means no clipping.
+    default = config.get("_class_name", "DDIMScheduler") in ("DDIMScheduler", "DDPMScheduler")
+    return bool(config.get("clip_sample", default))
