@@ -1,0 +1,49 @@
+"""The taxonomy file: the packaged default and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quaver.calib.prompts.aspects import load_aspects
+from quaver.runtime.errors import RecipeError
+
+ONE = '[[aspect]]\nname = "hum"\nkind = "modality"\nwords = ["hum*"]\n'
+
+
+def test_the_default_has_the_papers_modalities_and_aspects() -> None:
+    kinds = [aspect.kind for aspect in load_aspects()]
+    assert (kinds.count("modality"), kinds.count("aspect")) == (7, 9)
+
+
+def test_a_users_set_replaces_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(ONE)
+    assert [aspect.name for aspect in load_aspects(path)] == ["hum"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ONE + ONE, r"names the aspect 'hum' twice: remove one"),
+        (ONE.replace('["hum*"]', '["hum", "HUM"]'), r"'hum' lists the word 'hum' twice"),
+        ("", r"names no aspect: add \[\[aspect\]\]"),
+        (ONE.replace("words", "wrods"), r"unknown key 'wrods': use kind, name"),
+        (ONE.replace('["hum*"]', "[]"), r"needs a name and a list of words"),
+        (ONE.replace("modality", "mode"), r"kind 'mode': use 'modality' or 'aspect'"),
+        ("[[aspect", r"must be a TOML file in UTF-8"),
+    ],
+)
+def test_a_broken_taxonomy_is_one_clear_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=message):
+        load_aspects(path)
+
+
+def test_a_missing_or_undecodable_taxonomy_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes('name = "Geräusch"'.encode("latin-1"))
+    for name in ("nowhere.toml", "latin.toml"):
+        with pytest.raises(RecipeError, match="UTF-8"):
+            load_aspects(tmp_path / name)
