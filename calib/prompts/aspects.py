@@ -5,19 +5,14 @@ The default is the paper's: 7 modalities and 9 aspects (PTQ4ADM, section 4). Any
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from quaver.runtime.config import read_toml
 from quaver.runtime.errors import RecipeError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 KINDS = ("modality", "aspect")
 _FIELDS = {"name", "kind", "words", "phrases"}
@@ -38,11 +33,7 @@ def load_aspects(path: str | Path = "") -> tuple[Aspect, ...]:
 
     Raises: RecipeError when the file is missing, is not UTF-8 TOML, is empty, or names an aspect or a word twice.
     """
-    source = Path(path) if path else files(__package__).joinpath("aspects.toml")
-    try:
-        entries = tomllib.loads(source.read_text(encoding="utf-8")).get("aspect", [])
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"prompts.aspects {path}: {error}; it must be a TOML file in UTF-8") from error
+    entries = read_toml(Path(path or str(files("quaver.calib.prompts") / "aspects.toml"))).get("aspect", [])
     aspects = tuple(_aspect(entry, path) for entry in entries)
     if not aspects:
         raise RecipeError(f"prompts.aspects {path} names no aspect: add [[aspect]] tables with name, kind and words")
