@@ -1,1 +1,1 @@
-"""What a quantized engine costs and what it saves: paired and set measures, latency, bytes, and the report that joins them."""
+"""What a quantized engine costs and what it saves, measured and shown on one page."""

@@ -63,10 +63,11 @@ def few_samples(count: int, dimensions: int) -> str | None:
 def half_distances(
     reference: Array, candidate: Array, *, rng: np.random.Generator, splits: int = 20
 ) -> tuple[Array, Array]:
-    """Floor and distance at one N: over random halves of the indices, reference against reference and candidate against reference.
+    """Floor and distance at one N, over random halves of the indices.
 
-    `reference` and `candidate` `[N, D]` are paired; the candidate's half and the reference's other half share no prompt
-    and no seed, as in the floor. Returns (floor `[splits]`, distance `[splits]`).
+    The floor is one half of the reference against its other half; the distance is the candidate's half against that
+    other half of the reference. `reference` and `candidate` `[N, D]` are paired; no prompt or seed is in both halves.
+    Returns (floor `[splits]`, distance `[splits]`).
     """
     size = len(reference) // 2
     pairs = [rng.permutation(len(reference))[: 2 * size].reshape(2, size) for _ in range(splits)]

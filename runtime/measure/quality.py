@@ -66,7 +66,7 @@ def log_spectral_distance(q: Array, y: Array, *, n_fft: int = 1024, hop: int = 2
 
 
 def power(waveform: Array, *, n_fft: int, hop: int) -> Array:
-    """Hann-windowed power spectrum of `[..., samples]`: `[..., frames, n_fft // 2 + 1]`, frames centred, edges padded with zeros."""
+    """Power spectrum of `[..., samples]`, Hann window, centred frames: `[..., frames, n_fft // 2 + 1]`."""
     pad = [(0, 0)] * (np.ndim(waveform) - 1) + [(n_fft // 2, n_fft // 2)]
     padded = np.pad(np.asarray(waveform, np.float64), pad)
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=-1)[..., ::hop, :]
@@ -81,7 +81,7 @@ def bootstrap(
     draws: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile bootstrap of `statistic(*columns)` over the first axis, which all `columns` `[N, ...]` share (paired)."""
+    """Percentile bootstrap of `statistic(*columns)` over the first axis, which the `columns` `[N, ...]` share."""
     size = len(columns[0])
     if any(len(column) != size for column in columns):
         raise ValueError(f"paired columns differ in length: {[len(c) for c in columns]}")

@@ -31,7 +31,7 @@ ANCHORS = (
 def log_spectrogram(
     waveform: Array, *, rate: int, bands: int = 160, columns: int = 400, range_db: float = 80.0
 ) -> Array:
-    """Level of `waveform` `[samples]` at `rate` Hz in dB under its peak: `[bands, columns]` in [-range_db, 0], low band first."""
+    """Level of `waveform` `[samples]` at `rate` Hz: `[bands, columns]` in [-range_db, 0] dB, low band first."""
     hop = max(1, round(len(waveform) / columns))
     spectrum = power(waveform, n_fft=1024, hop=hop)[:columns]
     grid = np.linspace(0, rate / 2, spectrum.shape[1])

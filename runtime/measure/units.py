@@ -1,0 +1,45 @@
+"""Figures as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+
+def span(interval: Mapping[str, float], fmt: Callable[[float], str]) -> str:
+    """The bounds of an interval."""
+    return f"{fmt(interval['low'])} to {fmt(interval['high'])}"
+
+
+def times(interval: Mapping[str, float]) -> str:
+    """The bounds of a ratio."""
+    return f"{interval['low']:.2f}× to {interval['high']:.2f}×"
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with two digits that count."""
+    return f"{100 * value:.1f}%" if abs(value) >= 0.01 or value == 0 else f"{100 * value:.2f}%"
+
+
+def whole_percent(value: float) -> str:
+    """A share as a whole percentage."""
+    return f"{100 * value:.0f}%"
+
+
+def milliseconds(value: float) -> str:
+    """Seconds in the unit that reads best."""
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms" if value < 0.1 else f"{1000 * value:.0f} ms"
+
+
+def megabytes(value: float) -> str:
+    """Bytes as megabytes (10^6)."""
+    return f"{value / 1e6:.1f} MB" if value < 1e8 else f"{value / 1e6:.0f} MB"
+
+
+def decibel(value: float) -> str:
+    """A level."""
+    return f"{value:.1f} dB"
+
+
+def number(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:.3g}"
