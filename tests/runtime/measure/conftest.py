@@ -123,3 +123,7 @@ def wav(waveform: np.ndarray) -> bytes:
         file.setparams((1, 2, RATE, 0, "NONE", ""))
         file.writeframes((np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes())
     return buffer.getvalue()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "browser: needs Chromium (apt-get install chromium)")
