@@ -17,7 +17,6 @@ of eps moves its step, and derives from `Corrected.var` what it can absorb.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,7 +26,8 @@ import array_api_compat
 import numpy as np
 
 from quaver.runtime.artifact import Stamp, load_tensors, save_tensors
-from quaver.runtime.errors import ArtifactError, QuaverError
+from quaver.runtime.errors import ArtifactError
+from quaver.runtime.plug import plug
 
 Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
 Noise = Callable[[int, tuple[int, ...]], Array]  # index of the step, shape [B, C, H, W] -> that many standard normals
@@ -126,12 +126,14 @@ def correct_none(eps: Array, t: int) -> Corrected:
     return Corrected(eps)
 
 
-def d2_deterministic(stats: ErrorStats, *, variance_mode: VarianceMode = "paper") -> Correct:
+def d2_deterministic(
+    stats: ErrorStats, noise: Noise | None = None, *, variance_mode: VarianceMode = "paper"
+) -> Correct:
     """D-D2: take off the expected error and leave its residual variance to the sampler (D2-DPM Alg. 1, lines 15-17).
 
     With `paper` the sampler's step is that of Algorithm 1, where the reduced sigma also enters the direction term;
     with `consistent` it enters the noise term only, which gives a step the variance it has without error. At eta = 0
-    there is no noise to reduce, and both are the correction of the mean alone.
+    there is no noise to reduce, and both are the correction of the mean alone. `noise` is not used.
     """
     law = error_law(stats)
 
@@ -140,6 +142,11 @@ def d2_deterministic(stats: ErrorStats, *, variance_mode: VarianceMode = "paper"
         return Corrected(q - _expected(law, s, q), _residual(law, s, q), variance_mode)
 
     return correct
+
+
+def d2_consistent(stats: ErrorStats, noise: Noise | None = None) -> Correct:
+    """D-D2 with the variance mode `consistent`."""
+    return d2_deterministic(stats, noise, variance_mode="consistent")
 
 
 def d2_stochastic(stats: ErrorStats, noise: Noise) -> Correct:
@@ -157,32 +164,29 @@ def d2_stochastic(stats: ErrorStats, noise: Noise) -> Correct:
     return correct
 
 
-CORRECTIONS = ("none", "d2-deterministic", "d2-stochastic")
+def plain(stats: ErrorStats | None = None, noise: Noise | None = None) -> Correct:
+    """The maker of `correct_none`."""
+    return correct_none
 
 
-def make_correct(
-    name: str, stats: ErrorStats | None, *, noise: Noise | None = None, variance_mode: VarianceMode = "paper"
-) -> Correct:
-    """The correction of a name in `CORRECTIONS`; all but `none` need statistics, `d2-stochastic` a noise stream too.
+# Every maker is called as maker(stats, noise) and returns a Correct.
+CORRECTIONS = {
+    "none": "quaver.runtime.correct:plain",
+    "d2-deterministic": "quaver.runtime.correct:d2_deterministic",
+    "d2-consistent": "quaver.runtime.correct:d2_consistent",
+    "d2-stochastic": "quaver.runtime.correct:d2_stochastic",
+}
 
-    Raises: QuaverError for an unknown name, or when what the correction needs is not there.
+
+def make_correct(name: str, stats: ErrorStats | None, noise: Noise) -> Correct:
+    """The correction of a name in `CORRECTIONS`, or of a user's own maker `package.module:function`.
+
+    Raises: RecipeError for an unknown name, ArtifactError when there are no statistics and the correction reads them.
     """
-    makers: dict[str, Callable[[ErrorStats], Correct]] = {
-        "d2-deterministic": lambda found: d2_deterministic(found, variance_mode=variance_mode),
-        "d2-stochastic": lambda found: d2_stochastic(found, _given(noise)),
-    }
-    if name == "none":
-        return correct_none
-    if name not in makers:
-        near = (difflib.get_close_matches(name, CORRECTIONS, n=1, cutoff=0.0) or ["none"])[0]
-        raise QuaverError(
-            f"unknown correction {name!r}, expected one of {', '.join(CORRECTIONS)}: did you mean {near!r}?"
-        )
-    if stats is None:
-        raise QuaverError(
-            f"correction {name!r} needs error statistics, and there are none: 'quaver stats RECIPE' fits them"
-        )
-    return makers[name](stats)
+    maker = plug(name, CORRECTIONS, what="correction")
+    if stats is None and name != "none":
+        raise ArtifactError(f"correction {name!r} needs error statistics: fit them with 'quaver stats RECIPE'")
+    return maker(stats, noise)
 
 
 def save_stats(path: Path, stats: ErrorStats, stamp: Stamp) -> Path:
@@ -265,12 +269,6 @@ def _column(values: np.ndarray, q: Array) -> Array:
 def _like(q: Array, values: Array) -> Array:
     """Values as an array of q's namespace, type and device."""
     return array_api_compat.array_namespace(q).asarray(values, dtype=q.dtype, device=array_api_compat.device(q))
-
-
-def _given(noise: Noise | None) -> Noise:
-    if noise is None:
-        raise QuaverError("correction 'd2-stochastic' draws noise: pass noise=, a stream apart from the sampler's")
-    return noise
 
 
 def _short(value: Any) -> str:
