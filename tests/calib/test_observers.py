@@ -1,0 +1,95 @@
+"""Range estimators against numpy and closed forms."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+import pytest
+
+from quaver.calib import observers
+from quaver.calib.observers import BINS, OBSERVERS, Observed, ObserverOptions
+from quaver.calib.quant import Format, fake_quant, scale_zero_point
+
+OPTIONS = ObserverOptions()
+
+
+@pytest.fixture
+def values() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.concatenate([rng.standard_normal(200_000), [9.7, -30.0]]).astype(np.float32)
+
+
+def see(parts: list[np.ndarray]) -> Observed:
+    return reduce(observers.update, parts, observers.init())
+
+
+@pytest.mark.parametrize("name", sorted(OBSERVERS))
+def test_shards_in_any_order_give_the_same_bits(values: np.ndarray, name: str) -> None:
+    parts = np.array_split(np.random.default_rng(1).permutation(values), 7)
+    whole = see([values])
+    sharded = observers.merge(see(parts[4:]), observers.merge(see(parts[2:4]), see(parts[:2])))
+    assert whole.counts is not None and whole.counts.sum() == len(values)
+    assert np.array_equal(whole.counts, sharded.counts)
+    assert OBSERVERS[name].finish(whole, OPTIONS) == OBSERVERS[name].finish(sharded, OPTIONS)
+
+
+def test_minmax_keeps_everything_and_needs_only_extremes(values: np.ndarray) -> None:
+    low, high = values.min(), values.max()
+    assert OBSERVERS["minmax"].finish(see([values]), OPTIONS) == (low, high)
+    merged = observers.merge(observers.extremes(low, 1.0), observers.extremes(0.0, high))
+    assert OBSERVERS["minmax"].finish(merged, OPTIONS) == (low, high)
+
+
+@pytest.mark.parametrize("p", [99.0, 99.9, 99.99])
+def test_percentile_equals_numpy_within_a_bin_and_never_cuts_more(values: np.ndarray, p: float) -> None:
+    tail = (100 - p) / 2
+    low, high = OBSERVERS["percentile"].finish(see([values]), ObserverOptions(percentile=p))
+    width = 64 / BINS  # -30 needs [-32, 32)
+    assert low == pytest.approx(np.percentile(values, tail), abs=2 * width)
+    assert high == pytest.approx(np.percentile(values, 100 - tail), abs=2 * width)
+    assert np.mean((values < low) | (values > high)) <= (100 - p) / 100
+
+
+def test_percentile_100_is_minmax(values: np.ndarray) -> None:
+    assert OBSERVERS["percentile"].finish(see([values]), ObserverOptions(percentile=100.0)) == (
+        values.min(),
+        values.max(),
+    )
+
+
+def test_mse_clips_outliers_and_beats_minmax(values: np.ndarray) -> None:
+    options = ObserverOptions(format=Format(4, signed=False, symmetric=False), power=2.0)
+
+    def cost(low: float, high: float) -> float:
+        scale, zero = scale_zero_point(np.float32(low), np.float32(high), options.format)
+        return float(np.mean((values - fake_quant(values, scale, zero, options.format)) ** 2))
+
+    ends = OBSERVERS["mse"].finish(see([values]), options)
+    # Sixteen levels on a standard normal: the best uniform step is 0.335 (Max 1960, table II), a range of 5.0.
+    assert ends[1] - ends[0] < 15
+    assert cost(*ends) < 0.25 * cost(float(values.min()), float(values.max()))
+
+
+def test_mse_keeps_a_uniform_range_whole() -> None:
+    values = np.linspace(-1, 3, 100_000, dtype=np.float32)
+    low, high = OBSERVERS["mse"].finish(see([values]), OPTIONS)
+    assert (low, high) == pytest.approx((-1, 3), abs=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(OBSERVERS))
+def test_zeros_and_constants_have_a_range_of_no_width(name: str) -> None:
+    finish = OBSERVERS[name].finish
+    assert finish(see([np.zeros(10, np.float32)]), OPTIONS) == (0, 0)
+    low, high = finish(see([np.full(10, 3.3, np.float32)]), OPTIONS)
+    assert low == high or name == "mse"
+
+
+def test_zeros_seen_first_do_not_coarsen_what_follows() -> None:
+    small = np.float32([1e-3, 2e-3])
+    assert see([np.zeros(5, np.float32), small]).exponent == see([small]).exponent
+
+
+def test_memory_does_not_grow_with_what_was_seen(values: np.ndarray) -> None:
+    counts = see([values * np.float32(10.0**k) for k in range(-6, 6)]).counts
+    assert counts is not None and counts.size == BINS and counts.sum() == 12 * len(values)
