@@ -90,6 +90,12 @@ def digest_file(path: Path) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
+def digest_folder(folder: Path) -> str:
+    """The digest of every file below a folder, by name and content; hidden files apart."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith("."))
+    return digest_json({path.relative_to(folder).as_posix(): digest_file(path) for path in files})
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with the same suffix; it takes the place of `path` if the block succeeds.
@@ -105,9 +111,15 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_error(path: Path | str, error: OSError) -> Exception:
+    """The one line about a place that cannot be written, or the error itself when it says something else."""
+    advice = _CANNOT_WRITE.get(error.errno or 0)
+    return ArtifactError(f"cannot write {path}: {advice}") if advice else error
 
 
 def sweep(folder: Path) -> None:
@@ -231,11 +243,6 @@ def _existing(path: Path) -> Path:
     if not Path(path).exists():
         raise FileNotFoundError(path)
     return Path(path)
-
-
-def _cannot_write(path: Path, error: OSError) -> Exception:
-    advice = _CANNOT_WRITE.get(error.errno or 0)
-    return ArtifactError(f"cannot write {path}: {advice}") if advice else error
 
 
 def _sync(path: Path) -> None:
