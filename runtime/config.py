@@ -175,7 +175,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else str(value)
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _string(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, Mapping):
@@ -185,7 +185,11 @@ def _toml(value: Any) -> str:
 
 def _key(name: str) -> str:
     bare = name and all(letter.isascii() and (letter.isalnum() or letter in "_-") for letter in name)
-    return name if bare else json.dumps(name)
+    return name if bare else _string(name)
+
+
+def _string(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _described(value: Any) -> str:

@@ -1,0 +1,19 @@
+import pytest
+
+from quaver.runtime.errors import ArtifactError, EngineError, QuaverError, RecipeError, unknown
+
+
+@pytest.mark.parametrize("kind", [RecipeError, ArtifactError, EngineError])
+def test_every_user_error_is_caught_by_one_name(kind):
+    with pytest.raises(QuaverError, match="what to type"):
+        raise kind("what to type")
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_one():
+    assert (
+        unknown("stage", "calibrat", ["calibrate", "export"]) == "unknown stage 'calibrat'; did you mean 'calibrate'?"
+    )
+
+
+def test_a_name_near_to_nothing_is_answered_with_all():
+    assert unknown("stage", "zzz", ["export", "build"]) == "unknown stage 'zzz'; valid: build, export"
