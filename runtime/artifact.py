@@ -37,6 +37,7 @@ _CANNOT_WRITE = {
     errno.EACCES: "the folder is not writable; choose another one or change its permissions",
     errno.EPERM: "the folder is not writable; choose another one or change its permissions",
     errno.EROFS: "the file system is read-only; write elsewhere",
+    errno.EEXIST: "there is a file where a folder should be; remove it or write elsewhere",
     errno.ENOTDIR: "a part of this path is a file, not a folder; write elsewhere",
     errno.EISDIR: "there is a folder of that name; remove it or write elsewhere",
 }
@@ -153,9 +154,9 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str
 
 
 def save_json(path: Path, obj: Mapping[str, Any], stamp: Stamp) -> Path:
-    """Write a JSON object with its stamp first."""
+    """Write a JSON object with its stamp first; a stamp in `obj`, as `load_json` leaves one, is not kept."""
+    body = {"stamp": asdict(stamp), **{key: value for key, value in obj.items() if key != "stamp"}}
     with atomic(path) as temporary:
-        body = {"stamp": asdict(stamp), **obj}
         temporary.write_text(json.dumps(body, indent=1, default=_plain) + "\n", encoding="utf-8")
     return Path(path)
 

@@ -1,0 +1,209 @@
+"""A chain of stages that talk through files only, and the one rule by which they run.
+
+A stage reads files and settings and writes files. It is current when every file it writes carries the stamp it would
+get now: the digest of its settings and of each file it reads. Nothing else decides what runs, so a run that was
+interrupted, a file that was edited and a setting that was changed all mend in the same way: the stages behind them run
+again. A stage whose new files equal the old ones ends it there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quaver.exporter.lock import locked
+from quaver.runtime.artifact import Stamp, atomic, digest_file, digest_folder, digest_json, read_stamp, sweep
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.config import to_table, to_toml
+from quaver.runtime.errors import ArtifactError, RecipeError, unknown
+from quaver.runtime.plug import plug
+from quaver.runtime.progress import Progress, duration
+
+Recipe = Any  # a frozen dataclass with one settings dataclass a section
+Files = Callable[[Bundle, Recipe], Sequence[Path]]
+Digest = Callable[[Path], str]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One verb, one function, one artifact (and what lies beside it)."""
+
+    name: str
+    help: str
+    run: str  # "module:function", called with (bundle, *settings, stamp=, progress=)
+    settings: tuple[str, ...]  # the sections of the recipe it reads
+    reads: Files  # files, or folders, that must be there
+    writes: Files  # files that carry its stamp
+    beside: Files = lambda bundle, recipe: ()  # files that come with them and carry none
+    optional: bool = False  # may write nothing, having said why
+
+
+@dataclass(frozen=True)
+class Run:
+    """A bundle held for writing, and what is wanted of it."""
+
+    path: Path  # of the recipe
+    bundle: Bundle
+    recipe: Recipe
+    digest: Digest
+    progress: Progress
+    chain: tuple[Stage, ...]
+
+
+def run_all(run: Run, *, until: str | None = None, force: str | None = None) -> list[Path]:
+    """Bring a bundle up to date, stage by stage, and return the files of the last one.
+
+    Raises: RecipeError for the name of no stage; whatever a stage raises.
+    """
+    names = [stage.name for stage in run.chain]
+    last = names.index(find(run.chain, until).name) if until else len(names) - 1
+    forced = find(run.chain, force).name if force else None
+    for stage in run.chain[: last + 1]:
+        reason = "asked for" if stage.name == forced else stale(stage, run)
+        if reason is None:
+            run.progress.say(f"{stage.name}: current")
+        else:
+            run_stage(stage, run, reason)
+    return files(run.chain[last], run)
+
+
+def run_one(run: Run, name: str) -> list[Path]:
+    """Run one stage, current or not, on what the stages before it left, and return its files.
+
+    Raises: ArtifactError with the command to type when what it reads is missing or out of date; whatever it raises.
+    """
+    stage = find(run.chain, name)
+    for earlier in feeding(stage, run):
+        if reason := stale(earlier, run):
+            advice = f"quaver run {run.path} --until {earlier.name}"
+            raise ArtifactError(f"{name} needs {earlier.name}, which is out of date ({reason}): {advice}")
+    run_stage(stage, run, "asked for")
+    return files(stage, run)
+
+
+@contextmanager
+def open_run(
+    path: Path, recipe: Recipe, bundle: Bundle, chain: tuple[Stage, ...], *, progress: Progress
+) -> Iterator[Run]:
+    """Hold the bundle of the recipe read from `path`, cleared of what killed writers left, the resolved recipe in it.
+
+    Raises: ArtifactError when another process holds the bundle or it cannot be written.
+    """
+    with locked(bundle.lock):
+        sweep(bundle.root)
+        text = to_toml(to_table(recipe))
+        if not bundle.recipe.exists() or bundle.recipe.read_text(encoding="utf-8") != text:
+            with atomic(bundle.recipe) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        yield Run(Path(path), bundle, recipe, digests(), progress, chain)
+
+
+def run_stage(stage: Stage, run: Run, reason: str) -> None:
+    """Call the function of a stage with the stamp its files get.
+
+    Raises: ArtifactError when something it reads is missing; whatever it raises.
+    """
+    run.progress.say(f"{stage.name}: {reason}")
+    started, stamp = time.monotonic(), stamp_now(stage, run)
+    settings = [getattr(run.recipe, section) for section in stage.settings]
+    plug(stage.run, {}, what="stage")(run.bundle, *settings, stamp=stamp, progress=run.progress)
+    if not stage.optional and (left := stale(stage, run)):
+        raise ArtifactError(f"{stage.name} ended and is still out of date ({left}): run it again, nobody else writing")
+    run.progress.say(f"{stage.name}: {duration(time.monotonic() - started)}")
+
+
+def stale(stage: Stage, run: Run) -> str | None:
+    """Why a stage must run, or None when all its files are there and carry the stamp they would get now."""
+    written, beside = stage.writes(run.bundle, run.recipe), stage.beside(run.bundle, run.recipe)
+    for path in [*written, *beside]:
+        if not path.exists():
+            return f"no {label(path, run.bundle)}"
+    try:
+        now = stamp_now(stage, run)
+    except ArtifactError as error:
+        return str(error)
+    reasons = (changed(read_stamp(path), now, label(path, run.bundle)) for path in written)
+    return next(filter(None, reasons), None)
+
+
+def changed(found: Stamp | None, now: Stamp, name: str) -> str | None:
+    """What differs between the stamp a file carries and the one it would get now, in words; None when nothing does."""
+    if found is None:
+        return f"{name} carries no stamp"
+    if found.settings != now.settings:
+        return "settings changed"
+    differing = [name for name in {**found.inputs, **now.inputs} if found.inputs.get(name) != now.inputs.get(name)]
+    return f"{', '.join(differing)} changed" if differing else None
+
+
+def stamp_now(stage: Stage, run: Run) -> Stamp:
+    """The stamp the files of a stage would get if it ran now.
+
+    Raises: ArtifactError naming the stage to run when something it reads is missing.
+    """
+    reads = stage.reads(run.bundle, run.recipe)
+    for path in reads:
+        if not path.exists():
+            raise ArtifactError(f"{stage.name} needs {path}: quaver run {run.path} --until {writer(path, run)}")
+    settings = {section: to_table(getattr(run.recipe, section)) for section in stage.settings}
+    return Stamp(
+        stage.name, settings=digest_json(settings), inputs={label(p, run.bundle): run.digest(p) for p in reads}
+    )
+
+
+def feeding(stage: Stage, run: Run) -> list[Stage]:
+    """The stages whose files a stage reads, and those whose files they read, in order."""
+    needed, found = set(stage.reads(run.bundle, run.recipe)), []
+    for earlier in reversed(run.chain[: run.chain.index(stage)]):
+        if needed & set(files(earlier, run, present=False)):
+            found.append(earlier)
+            needed |= set(earlier.reads(run.bundle, run.recipe))
+    return found[::-1]
+
+
+def files(stage: Stage, run: Run, *, present: bool = True) -> list[Path]:
+    """What a stage writes, or those that are there."""
+    paths = [*stage.writes(run.bundle, run.recipe), *stage.beside(run.bundle, run.recipe)]
+    return [path for path in paths if path.exists() or not present]
+
+
+def find(chain: Sequence[Stage], name: str) -> Stage:
+    """The stage of a name.
+
+    Raises: RecipeError naming the nearest one.
+    """
+    for stage in chain:
+        if stage.name == name:
+            return stage
+    raise RecipeError(unknown("stage", name, [stage.name for stage in chain]))
+
+
+def writer(path: Path, run: Run) -> str:
+    """The name of the stage that writes a file, or of the last one."""
+    return next((s.name for s in run.chain if path in files(s, run, present=False)), run.chain[-1].name)
+
+
+def label(path: Path, bundle: Bundle) -> str:
+    """A file's name in its bundle, or its last name when it lies elsewhere."""
+    inside = path.is_relative_to(bundle.root)
+    return path.relative_to(bundle.root).as_posix() if inside else path.name
+
+
+def digests() -> Digest:
+    """A function that digests a file or folder, once for as long as its size and time stay."""
+    known: dict[tuple[object, ...], str] = {}
+
+    def digest(path: Path) -> str:
+        if path.is_dir():
+            return digest_folder(path)
+        parts = [part for part in (path, path.with_name(path.name + ".data")) if part.exists()]
+        key = (path, *((part.stat().st_mtime_ns, part.stat().st_size, part.stat().st_ino) for part in parts))
+        if key not in known:
+            known[key] = digest_file(path)
+        return known[key]
+
+    return digest
