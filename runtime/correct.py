@@ -18,7 +18,7 @@ of eps moves its step, and derives from `Corrected.var` what it can absorb.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,6 +197,7 @@ def save_stats(path: Path, stats: ErrorStats, stamp: Stamp) -> Path:
         "cov": np.asarray(stats.cov, dtype=np.float64),
         "count": np.asarray(stats.count, dtype=np.float64),
     }
+    stamp = replace(stamp, kind=KIND)
     return save_tensors(path, tensors, stamp, meta={"binding": asdict(stats.binding) if stats.binding else None})
 
 

@@ -88,9 +88,9 @@ def timesteps(schedule: Schedule, steps: int) -> np.ndarray:
     if schedule.spacing == "leading":
         visited = np.arange(steps)[::-1] * (T // steps) + schedule.steps_offset
     elif schedule.spacing == "linspace":
-        visited = np.linspace(0, T - 1, steps).round()[::-1]
+        visited = np.linspace(0, T - 1, steps).round()[::-1].astype(np.int64)
     else:
-        visited = np.round(np.arange(T, 0, -T / steps)) - 1
+        visited = np.round(np.arange(T, 0, -T / steps)).astype(np.int64) - 1
     if visited[0] >= T:
         raise QuaverError(
             f"{steps} steps start at timestep {visited[0]}, beyond the last one, {T - 1}: use fewer steps"

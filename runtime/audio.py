@@ -1,0 +1,54 @@
+"""WAV files: 16-bit PCM, written whole or not at all.
+
+code = round(32767 x),  x in [-1, 1];  what lies beyond is clipped and counted
+"""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+import numpy as np
+
+from quaver.runtime.artifact import atomic
+from quaver.runtime.errors import ArtifactError, EngineError
+
+_PEAK = 32767
+
+
+def write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> int:
+    """Write one channel, waveform [N] in [-1, 1], and return how many samples were clipped.
+
+    Raises: EngineError when the waveform is not finite; ArtifactError when the place cannot be written.
+    """
+    samples = np.asarray(waveform, dtype=np.float64)
+    if samples.ndim != 1 or not np.isfinite(samples).all():
+        raise EngineError(
+            f"cannot write {path}: the waveform has shape {list(samples.shape)} or is not finite, expected finite [N]"
+        )
+    codes = np.round(np.clip(samples, -1.0, 1.0) * _PEAK).astype("<i2")
+    with atomic(path) as temporary, wave.open(str(temporary), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(codes.tobytes())
+    return int(np.count_nonzero(np.abs(samples) > 1.0))
+
+
+def read_wav(path: Path) -> tuple[np.ndarray, int]:
+    """Read a 16-bit PCM WAV file: (waveform [N] or [N, channels] float32 in [-1, 1], sample rate in Hz).
+
+    Raises: ArtifactError when it is missing or of another format.
+    """
+    try:
+        with wave.open(str(path), "rb") as file:
+            channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
+            data = file.readframes(file.getnframes())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist: name a WAV file") from error
+    except (wave.Error, EOFError, OSError) as error:
+        raise ArtifactError(f"{path} is not a PCM WAV file ({error}): convert it to 16-bit PCM") from error
+    if width != 2:
+        raise ArtifactError(f"{path} has {8 * width}-bit samples, expected 16: convert it to 16-bit PCM")
+    samples = np.frombuffer(data, dtype="<i2").astype(np.float32) / _PEAK
+    return (samples if channels == 1 else samples.reshape(-1, channels)), rate

@@ -1,0 +1,128 @@
+"""ONNX files, run by onnxruntime on the CPU.
+
+The session's options are chosen for a sampler's loop, which calls one graph many times with little between the calls:
+operators run one after another (the graph is a chain, running branches side by side takes cores from the kernels),
+denormals count as zero (they are as slow as a hundred multiplications), and the threads spin while they wait, which
+costs a core's idle time and saves their wake-up. A graph that runs once per sample is opened with `spin=False`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from quaver.runtime.artifact import digest_file
+from quaver.runtime.engine import check_feeds
+from quaver.runtime.errors import EngineError
+
+_QUIET = 3  # errors only: warnings here are about graph rewrites that a user cannot change
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
+
+
+def available() -> bool:
+    """Whether onnxruntime is installed."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def open_engine(source: Path, *, threads: int | None = None, spin: bool = True) -> OnnxEngine:
+    """Open an ONNX file with one output, with `threads` threads (None: all cores).
+
+    Raises: EngineError when it is missing, damaged, or not what onnxruntime can run.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise EngineError(f"{path} does not exist: 'quaver run RECIPE' writes it")
+    engine = OnnxEngine(path, _session(path, threads, spin))
+    if len(outputs := engine.session.get_outputs()) != 1:
+        raise EngineError(
+            f"{path} has {len(outputs)} outputs, expected 1: is this a denoiser or a component of a bundle?"
+        )
+    return engine
+
+
+class OnnxEngine:
+    """A session of onnxruntime as an engine; arrays are numpy's (others are copied to the CPU)."""
+
+    def __init__(self, path: Path, session: Any) -> None:
+        self.path, self.session = path, session
+        self._inputs = {node.name: (node.type, tuple(node.shape)) for node in session.get_inputs()}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs, in the graph's order."""
+        return tuple(self._inputs)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the file, read when first asked for."""
+        return digest_file(self.path)
+
+    def __call__(self, feeds: Mapping[str, Any]) -> np.ndarray:
+        """Run once. Raises: EngineError when the feeds do not fit, or the graph fails."""
+        if self.session is None:
+            raise EngineError(f"{self.path.name} is closed: open it again with open_engine")
+        check_feeds(self.path.name, feeds, self.inputs)
+        arrays = {name: self._fitting(name, np.asarray(value)) for name, value in feeds.items()}
+        try:
+            return self.session.run(None, arrays)[0]
+        except Exception as error:  # onnxruntime's classes derive from Exception alone
+            raise EngineError(f"{self.path.name} failed: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Drop the session."""
+        self.session = None
+
+    def __enter__(self) -> OnnxEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fitting(self, name: str, array: np.ndarray) -> np.ndarray:
+        kind, shape = self._inputs[name]
+        wanted = _TYPES.get(kind, array.dtype)
+        fixed = [isinstance(size, int) for size in shape]
+        same = len(shape) == array.ndim and all(
+            not f or s == a for f, s, a in zip(fixed, shape, array.shape, strict=True)
+        )
+        if array.dtype != wanted or not same:
+            raise EngineError(
+                f"{self.path.name} was fed {name} {array.dtype.name} {list(array.shape)}, expected "
+                f"{np.dtype(wanted).name} {list(shape)}: does the latent shape in bundle.json belong to this graph?"
+            )
+        return np.asarray(array, order="C")
+
+
+def _session(path: Path, threads: int | None, spin: bool) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _QUIET
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's classes derive from Exception alone
+        raise EngineError(
+            f"onnxruntime cannot open {path} ({_first_line(error)}): remove it, and 'quaver run RECIPE' writes it anew"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

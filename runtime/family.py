@@ -1,0 +1,84 @@
+"""A model family: what goes into its U-Net, and how its latents become something to hear or see.
+
+A family is one record of plain functions in one file of `families/`; nothing else in the project names a family's
+tensors. The functions read a bundle through `Parts`. A bundle says what it is in its card, `bundle.json`:
+
+    family         a name of `FAMILIES`
+    latent_shape   [C, T, F]: channels, time, frequency
+    sample_rate    Hz of the waveform
+    embedding      size of a conditioning row
+    sampling       defaults: steps, guidance, eta
+    digests        file name in the bundle -> digest, of what was traced (to notice edits)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quaver.runtime.artifact import load_json
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.engine import Engine
+from quaver.runtime.errors import ArtifactError
+from quaver.runtime.guide import Rows
+from quaver.runtime.plug import plug
+
+Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
+Card = Mapping[str, Any]
+
+FAMILIES = {"audioldm": "quaver.runtime.families.audioldm:FAMILY"}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a family's functions read: the card, the graphs beside the U-Net by name, and the tokenizer (if any)."""
+
+    card: Card
+    engines: Mapping[str, Engine]
+    tokenizer: Any = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a model family is.
+
+    components   graphs beside the U-Net that a bundle must have, by name
+    embed        parts, prompts [B] -> conditioning rows, each [B, ...]; "" is the unconditional prompt
+    feeds        x_t [N, C, T, F], t [N] int64, rows [N, ...] -> inputs of the U-Net by name
+    decode       parts, latents [B, C, T, F] -> what they are of by name, among them "waveform" [B, N]
+    """
+
+    name: str
+    components: tuple[str, ...]
+    embed: Callable[[Parts, Sequence[str]], Rows]
+    feeds: Callable[[Array, Array, Rows], dict[str, Array]]
+    decode: Callable[[Parts, Array], dict[str, Array]]
+
+
+def find_family(name: str) -> Family:
+    """The family of a name in `FAMILIES`, or of a user's own `package.module:FAMILY`.
+
+    Raises: RecipeError naming the nearest one.
+    """
+    return plug(name, FAMILIES, what="model family")
+
+
+def read_card(bundle: Bundle) -> Card:
+    """The card of a bundle.
+
+    Raises: ArtifactError when it is missing, damaged, or lacks what every card says.
+    """
+    card = load_json(bundle.card, "trace")
+    shape = card.get("latent_shape")
+    whole = isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
+    for key, good in {
+        "family": isinstance(card.get("family"), str),
+        "latent_shape": whole,
+        "sample_rate": isinstance(card.get("sample_rate"), int),
+    }.items():
+        if not good:
+            raise ArtifactError(
+                f"{bundle.card} says {key} = {card.get(key)!r}, which cannot be: 'quaver trace RECIPE' writes it anew"
+            )
+    return card

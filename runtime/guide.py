@@ -1,0 +1,40 @@
+"""Classifier-free guidance (arXiv:2207.12598, eq. 6):   e = e_u + w (e_c - e_u)
+
+Both branches go through the network as one batch of two halves, the unconditional one first. The combination is linear
+with weights that sum to 1, so it is the same whether taken on eps, v or x_0. w = 1 is the conditional branch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import array_api_compat
+
+from quaver.runtime.sample import Denoise
+
+Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
+Rows = Mapping[str, Array]  # conditioning by name, each [B, ...]: one row per sample
+Predict = Callable[[Array, int, Rows], Array]  # x_t [N, C, H, W], t, rows [N, ...] -> eps [N, C, H, W]
+
+
+def guide(predict: Predict, cond: Rows, uncond: Rows, scale: float) -> Denoise:
+    """A denoiser of x_t [B, C, H, W] guided with `scale`; `cond` has a row per sample, `uncond` too or one for all."""
+    if scale == 1.0:
+        return lambda x, t: predict(x, t, cond)
+    both = {name: _stack(_rows_like(uncond[name], rows), rows) for name, rows in cond.items()}
+
+    def denoise(x: Array, t: int) -> Array:
+        eps = predict(_stack(x, x), t, both)
+        eps_u, eps_c = eps[: x.shape[0], ...], eps[x.shape[0] :, ...]
+        return eps_u + scale * (eps_c - eps_u)
+
+    return denoise
+
+
+def _stack(first: Array, second: Array) -> Array:
+    return array_api_compat.array_namespace(first, second).concat([first, second], axis=0)
+
+
+def _rows_like(rows: Array, like: Array) -> Array:
+    return array_api_compat.array_namespace(like).broadcast_to(rows, like.shape)

@@ -1,0 +1,133 @@
+"""A bundle ready to run: its graphs open, its card, schedule and tokenizer read.
+
+Whatever is missing or was edited is said before anything runs, with the command that mends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from quaver.runtime.artifact import digest_file
+from quaver.runtime.backends.onnxruntime import open_engine
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.config import read_toml
+from quaver.runtime.engine import Engine
+from quaver.runtime.errors import ArtifactError
+from quaver.runtime.family import Card, Family, Parts, find_family, read_card
+from quaver.runtime.guide import Rows
+from quaver.runtime.sample import SamplingSettings
+from quaver.runtime.schedule import Schedule, load_schedule
+from quaver.runtime.text import load_tokenizer
+
+DEFAULT_TARGET = "ort-cpu"
+FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What it takes to generate; `target` is the name of the engine's target, None for the float graph or a path."""
+
+    bundle: Bundle
+    card: Card
+    family: Family
+    schedule: Schedule
+    parts: Parts
+    engine: Engine
+    target: str | None
+    uncond: Rows  # one row: the embedding of ""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """[C, T, F]."""
+        return tuple(self.card["latent_shape"])
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz of the waveforms."""
+        return int(self.card["sample_rate"])
+
+
+@contextmanager
+def open_bundle(
+    bundle: Bundle | Path | str, *, engine_file: str | Path | None = None, threads: int | None = None
+) -> Iterator[Session]:
+    """Open a bundle with one of its engines: a target's name (None: "ort-cpu"), "float", or the path of an ONNX file.
+
+    Raises: ArtifactError naming everything that is missing or was edited, and the command that mends it;
+    EngineError when a graph cannot be opened.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(Path(bundle))
+    if not bundle.root.is_dir():
+        raise ArtifactError(f"no bundle at {bundle.root}: {rerun(bundle)} makes it")
+    if not bundle.card.exists():
+        raise ArtifactError(f"{bundle.root} has no {bundle.card.name}, so it is no bundle yet: {rerun(bundle)}")
+    card = read_card(bundle)
+    family = find_family(card["family"])
+    path, target = find_engine(bundle, engine_file)
+    check_complete(bundle, card, family, path)
+    with ExitStack() as stack:
+        once = {n: open_engine(bundle.component(n), threads=threads, spin=False) for n in family.components}
+        parts = Parts(card, {n: stack.enter_context(e) for n, e in once.items()}, load_tokenizer(bundle.tokenizer))
+        engine = stack.enter_context(open_engine(path, threads=threads))
+        uncond = family.embed(parts, [""])
+        yield Session(bundle, card, family, load_schedule(bundle.scheduler), parts, engine, target, uncond)
+
+
+def sampling_of(
+    session: Session,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    eta: float | None = None,
+) -> SamplingSettings:
+    """The bundle's own way of sampling (its recipe's, else its card's), with what is given put in its place."""
+    table = dict(session.card.get("sampling", {}))
+    if session.bundle.recipe.exists():
+        table |= read_toml(session.bundle.recipe).get("sampling", {})
+    given = {"steps": steps, "guidance": guidance, "eta": eta}
+    table |= {name: value for name, value in given.items() if value is not None}
+    known = {field.name for field in fields(SamplingSettings)}
+    return SamplingSettings(**{name: value for name, value in table.items() if name in known})
+
+
+def find_engine(bundle: Bundle, engine_file: str | Path | None) -> tuple[Path, str | None]:
+    """The ONNX file an engine's name stands for, and its target (None for the float graph and for paths).
+
+    Raises: ArtifactError when it is not there, naming those that are.
+    """
+    name = str(engine_file or DEFAULT_TARGET)
+    if name == FLOAT:
+        path, target = bundle.float_unet, None
+    elif name.endswith(".onnx"):
+        path, target = Path(name), None
+    else:
+        path, target = bundle.qdq(name), name
+    if not path.exists():
+        there = [p.name[len("unet.") : -len(".onnx")] for p in sorted(bundle.root.glob("unet.*.onnx"))]
+        raise ArtifactError(
+            f"{bundle.root} has no engine {name!r} (it has: {', '.join(there) or 'none'}): {rerun(bundle)} exports it"
+        )
+    return path, target
+
+
+def check_complete(bundle: Bundle, card: Card, family: Family, engine: Path) -> None:
+    """Raise ArtifactError unless all that generating reads is there, and as it was when the card was written."""
+    needed = [*map(bundle.component, family.components), bundle.tokenizer, bundle.scheduler]
+    if missing := [path.relative_to(bundle.root).as_posix() for path in needed if not path.exists()]:
+        raise ArtifactError(
+            f"{bundle.root} is not complete, it lacks {', '.join(missing)}: {rerun(bundle)} writes them"
+        )
+    digests = card.get("digests", {})
+    for path in [*needed, *([engine] if engine == bundle.float_unet else [])]:
+        name = path.relative_to(bundle.root).as_posix()
+        if (written := digests.get(name)) and digest_file(path) != written:
+            raise ArtifactError(f"{path} is not what was traced, someone edited it: {rerun(bundle)} writes it anew")
+
+
+def rerun(bundle: Bundle) -> str:
+    """The command that brings a bundle up to date, quoted; with its recipe's name where that is beside it."""
+    recipe = bundle.root.parent / f"{bundle.root.name}.toml"
+    return f"'quaver run {recipe if recipe.exists() else 'RECIPE'}'"
