@@ -7,8 +7,8 @@ tensors. The functions read a bundle through `Parts`. A bundle says what it is i
     latent_shape   [C, T, F]: channels, time, frequency
     sample_rate    Hz of the waveform
     embedding      size of a conditioning row
-    sampling       defaults: steps, guidance, eta
-    digests        file name in the bundle -> digest, of what was traced (to notice edits)
+    sampler        defaults: sampler, steps, eta, guidance
+    components     digests of the graphs beside the U-Net, by name (to notice edits)
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Family:
     """
 
     name: str
+    media: str  # "sound" or "pictures"
     components: tuple[str, ...]
     embed: Callable[[Parts, Sequence[str]], Rows]
     feeds: Callable[[Array, Array, Rows], dict[str, Array]]
@@ -76,6 +77,7 @@ def read_card(bundle: Bundle) -> Card:
         "family": isinstance(card.get("family"), str),
         "latent_shape": whole,
         "sample_rate": isinstance(card.get("sample_rate"), int),
+        "components": isinstance(card.get("components"), dict),
     }.items():
         if not good:
             raise ArtifactError(

@@ -67,7 +67,7 @@ def open_bundle(
     card = read_card(bundle)
     family = find_family(card["family"])
     path, target = find_engine(bundle, engine_file)
-    check_complete(bundle, card, family, path)
+    check_complete(bundle, card, family)
     with ExitStack() as stack:
         once = {n: open_engine(bundle.component(n), threads=threads, spin=False) for n in family.components}
         parts = Parts(card, {n: stack.enter_context(e) for n, e in once.items()}, load_tokenizer(bundle.tokenizer))
@@ -84,7 +84,7 @@ def sampling_of(
     eta: float | None = None,
 ) -> SamplingSettings:
     """The bundle's own way of sampling (its recipe's, else its card's), with what is given put in its place."""
-    table = dict(session.card.get("sampling", {}))
+    table = dict(session.card.get("sampler", {}))
     if session.bundle.recipe.exists():
         table |= read_toml(session.bundle.recipe).get("sampling", {})
     given = {"steps": steps, "guidance": guidance, "eta": eta}
@@ -113,17 +113,22 @@ def find_engine(bundle: Bundle, engine_file: str | Path | None) -> tuple[Path, s
     return path, target
 
 
-def check_complete(bundle: Bundle, card: Card, family: Family, engine: Path) -> None:
+def check_complete(bundle: Bundle, card: Card, family: Family) -> None:
     """Raise ArtifactError unless all that generating reads is there, and as it was when the card was written."""
-    needed = [*map(bundle.component, family.components), bundle.tokenizer, bundle.scheduler]
+    written = card["components"]
+    if alone := [name for name in family.components if name not in written]:
+        raise ArtifactError(
+            f"{bundle.root} was traced without {', '.join(alone)}, so it cannot go from prompt to {family.media}: "
+            "trace a model.source that has them"
+        )
+    graphs = {name: bundle.component(name) for name in family.components}
+    needed = [*graphs.values(), bundle.tokenizer, bundle.scheduler]
     if missing := [path.relative_to(bundle.root).as_posix() for path in needed if not path.exists()]:
         raise ArtifactError(
             f"{bundle.root} is not complete, it lacks {', '.join(missing)}: {rerun(bundle)} writes them"
         )
-    digests = card.get("digests", {})
-    for path in [*needed, *([engine] if engine == bundle.float_unet else [])]:
-        name = path.relative_to(bundle.root).as_posix()
-        if (written := digests.get(name)) and digest_file(path) != written:
+    for name, path in graphs.items():
+        if digest_file(path) != written[name]:
             raise ArtifactError(f"{path} is not what was traced, someone edited it: {rerun(bundle)} writes it anew")
 
 

@@ -42,4 +42,4 @@ def _run(parts: Parts, name: str, value: Array) -> Any:
     return engine({engine.inputs[0]: value})
 
 
-FAMILY = Family("audioldm", ("text_encoder", "vae_decoder", "vocoder"), embed, feeds, decode)
+FAMILY = Family("audioldm", "sound", ("text_encoder", "vae_decoder", "vocoder"), embed, feeds, decode)
