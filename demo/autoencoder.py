@@ -8,12 +8,14 @@ more variance than faint ones, as in the latents of a trained VAE, and the denoi
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quaver.demo.dataset import load_split
 from quaver.demo.weights import load_weights, save_weights
 
 PATCH = 8
@@ -71,3 +73,16 @@ def load_autoencoder(folder: Path) -> PatchAutoencoder:
 def save_autoencoder(model: PatchAutoencoder, folder: Path) -> None:
     """Write the autoencoder and its configuration."""
     save_weights(model, folder, {"_class_name": "PatchAutoencoder", "latent_channels": CHANNELS, "patch": PATCH})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("build/demo"))
+    parser.add_argument("--model", type=Path, default=Path("demo/model"))
+    args = parser.parse_args()
+    _, spectrograms, _ = load_split(args.data, "train")
+    save_autoencoder(fit_autoencoder(np.array(spectrograms[:2000])), args.model / "vae")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from quaver.demo.autoencoder import load_autoencoder
 from quaver.demo.dataset import load_split
+from quaver.demo.spectrogram import CEILING_DB, FLOOR_DB, FRAMES, HOP, N_FFT, filterbank
+from quaver.demo.vocoder import fourier_kernels
 from quaver.demo.weights import load_weights, save_weights
 from quaver.demo.world import ATTRIBUTES
 
@@ -32,7 +35,7 @@ class Probe(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        pairs = list(zip(WIDTHS[:-1], WIDTHS[1:], strict=True))
+        pairs = list(pairwise(WIDTHS))
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
         self.norms = nn.ModuleList(nn.GroupNorm(8, b) for _, b in pairs)
         self.project = nn.Linear(2 * WIDTHS[-1] * 8, FEATURES)
@@ -49,6 +52,33 @@ class Probe(nn.Module):
         pooled = torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
         features = self.project(F.dropout(pooled.flatten(1), 0.2, self.training))
         return features, *(head(F.silu(features)) for head in self.heads.values())
+
+
+class Listener(nn.Module):
+    """The probe behind its ear: waveform to log-spectrogram (as `spectrogram.log_spectrogram`) to the probe."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__()
+        self.probe = probe
+        analysis, _ = fourier_kernels()
+        self.register_buffer("analysis", torch.tensor(analysis, dtype=torch.float32), persistent=False)
+        self.register_buffer("bank", torch.tensor(filterbank().T, dtype=torch.float32), persistent=False)
+
+    def spectrogram(self, waveform: Tensor) -> Tensor:
+        """Waveform [B, SAMPLES] in [-1, 1] -> spectrogram [B, 1, FRAMES, BANDS] in [-1, 1]."""
+        padded = F.pad(waveform, (N_FFT // 2, N_FFT // 2 - HOP))
+        hops = padded.reshape(-1, FRAMES + N_FFT // HOP - 1, HOP)
+        spectrum = torch.cat([hops[:, part : part + FRAMES] for part in range(N_FFT // HOP)], dim=2) @ self.analysis
+        real, imaginary = spectrum.chunk(2, dim=2)
+        amplitude = (real * real + imaginary * imaginary).sqrt() @ self.bank / (N_FFT / 4)
+        decibels = 20 * amplitude.clamp_min(10 ** (FLOOR_DB / 20)).log10()
+        unit = ((decibels - FLOOR_DB) / (CEILING_DB - FLOOR_DB)).clamp(0, 1)
+        return (unit * 2 - 1)[:, None]
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
+        """Waveform [B, SAMPLES] at 16 kHz -> features [B, 64], then logits in the order of ATTRIBUTES."""
+        outputs: tuple[Tensor, ...] = self.probe(self.spectrogram(waveform))
+        return outputs
 
 
 def _batches(n: int, epochs: int, rng: np.random.Generator) -> np.ndarray:
@@ -80,7 +110,8 @@ def train(data: Path, model: Path, *, epochs: int, seed: int) -> Probe:
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
-            print(f"probe step {step}/{len(batches)} loss {loss.item():.3f} {time.monotonic() - started:.0f} s", flush=True)
+            seconds = time.monotonic() - started
+            print(f"probe step {step}/{len(batches)} loss {loss.item():.3f} {seconds:.0f} s", flush=True)
     return probe.eval()
 
 

@@ -46,7 +46,7 @@ def score(sound: Sound, rng: np.random.Generator) -> list[Note]:
         length = rng.uniform(0.8, 1.2)
         return [Note(0.03, length, root + step) for step in chord]
     if sound.texture == "arpeggio":
-        return _sequence((chord[:3] + (12,) + chord[2:0:-1]) * 2, root, 0.13, 11, rng)
+        return _sequence((*chord[:3], 12, *chord[2:0:-1]) * 2, root, 0.13, 11, rng)
     if sound.texture == "scale":
         return _sequence(steps if rng.random() < 0.5 else steps[::-1], root, 0.2, 8, rng)
     return _sequence((0,) * 8, root + int(rng.integers(0, 8)), 0.22, 7, rng, held=0.4)

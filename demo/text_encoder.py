@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
-from quaver.demo.weights import load_weights, save_weights, seeded
-from quaver.demo.world import ATTRIBUTES, INSTRUMENTS, caption, draw_sound
+from quaver.demo.weights import load_weights, save_weights
+from quaver.demo.world import ATTRIBUTES, DRUM_NAMES, INSTRUMENTS, WORDS, Sound, caption, draw_sound
 
 WIDTH = 128
 HEADS = 4
@@ -88,8 +88,6 @@ def tokenize(tokenizer: Tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
 
 def _example(rng: np.random.Generator) -> tuple[str, list[list[float]]]:
     """A caption and, per head, the distribution it implies; one in ten is empty, one in four leaves things out."""
-    from dataclasses import replace
-
     sound, kind = draw_sound(rng, ("train", "validation", "test")[rng.integers(3)]), rng.random()
     keep = set(HEAD_NAMES)
     if kind < 0.1:
@@ -100,13 +98,10 @@ def _example(rng: np.random.Generator) -> tuple[str, list[list[float]]]:
         text = caption(sound, rng)
     labels = dict(zip(ATTRIBUTES, sound.labels(), strict=True))
     labels["instrument"] = HEAD_NAMES["instrument"].index(sound.instrument)
-    del replace
     return text, [_target(len(names), labels[h] if h in keep else None) for h, names in HEAD_NAMES.items()]
 
 
-def _partial(sound, rng: np.random.Generator) -> tuple[str, set[str]]:
-    from quaver.demo.world import DRUM_NAMES, WORDS
-
+def _partial(sound: Sound, rng: np.random.Generator) -> tuple[str, set[str]]:
     if sound.instrument == "drums":
         name = DRUM_NAMES[sound.register][rng.integers(2)]
         return name, {"family", "instrument", "register"}
@@ -135,15 +130,14 @@ def train(steps: int, batch: int, seed: int) -> tuple[TextEncoder, Tokenizer, fl
     for step in range(steps):
         texts, targets = zip(*(_example(rng) for _ in range(batch)), strict=True)
         embeds = 8 * encoder(*tokenize(tokenizer, list(texts)))
-        loss = sum(
-            F.cross_entropy(head(embeds), torch.tensor([t[i] for t in targets])) for i, head in enumerate(heads)
-        )
+        losses = [F.cross_entropy(head(embeds), torch.tensor([t[i] for t in targets])) for i, head in enumerate(heads)]
+        loss = torch.stack(losses).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"text encoder step {step}/{steps} loss {float(loss):.3f}", flush=True)
+            print(f"text encoder step {step}/{steps} loss {loss.item():.3f}", flush=True)
     return encoder.eval(), tokenizer, _accuracy(encoder, heads, tokenizer, np.random.default_rng(seed + 1))
 
 

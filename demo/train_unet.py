@@ -23,7 +23,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from quaver.demo.autoencoder import CHANNELS, fit_autoencoder, load_autoencoder, save_autoencoder
+from quaver.demo.autoencoder import CHANNELS, load_autoencoder
 from quaver.demo.dataset import load_split
 from quaver.demo.text_encoder import load_text_encoder, tokenize
 from quaver.demo.weights import seeded
@@ -117,7 +117,8 @@ def validate(unet: UNet2DConditionModel, latents: Tensor, texts: Tensor, empty: 
         x_t, v = diffuse(latents.float(), noise, alpha_bar[steps])
         guess = [unet(x_t, steps, None, class_labels=c).sample for c in (texts.float(), empty.expand(len(x_t), -1))]
         mse = [float((g - v).square().mean()) for g in guess]
-        rows.append({"t": t, "mse": mse[0], "unconditional": mse[1], "linear": float(linear_mse(alpha_bar[t], variance))})
+        linear = float(linear_mse(alpha_bar[t], variance))
+        rows.append({"t": t, "mse": mse[0], "unconditional": mse[1], "linear": linear})
     return {"per_timestep": rows, "mse": sum(r["mse"] for r in rows) / len(rows)}
 
 
@@ -172,7 +173,7 @@ class Training:
 def train(data: Path, model: Path, *, total: int, peak: float, seed: int, minutes_between_saves: float) -> Training:
     """Train up to `total` steps, resuming from the checkpoint in `data`."""
     latents, texts = encode_split(data, model, "train", CAPTIONS)
-    held, held_texts = (part[:200] for part in encode_split(data, model, "validation", 1))
+    held, held_texts = (part[:64] for part in encode_split(data, model, "validation", 1))
     encoder = load_text_encoder(model / "text_encoder")
     tokenizer = Tokenizer.from_file(str(model / "tokenizer" / "tokenizer.json"))
     with torch.no_grad():
@@ -210,9 +211,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-minutes", type=float, default=5)
     args = parser.parse_args()
-    if not (args.model / "vae").exists():
-        _, spectrograms, _ = load_split(args.data, "train")
-        save_autoencoder(fit_autoencoder(np.array(spectrograms[:2000])), args.model / "vae")
     state = train(
         args.data,
         args.model,
