@@ -230,17 +230,19 @@ def plan_files(out: Path, seeds: Sequence[int]) -> list[Path]:
 
     Raises: ArtifactError when it cannot be made or written; QuaverError for several clips in one file.
     """
-    single = len(seeds) == 1 and not out.is_dir() and out.suffix.lower() == ".wav"
-    if out.suffix.lower() == ".wav" and not single and not out.is_dir():
+    file = out.suffix != "" and not out.is_dir()
+    if file and out.suffix.lower() != ".wav":
+        raise QuaverError(f"cannot write {out}: only WAV is written, name it {out.with_suffix('.wav').name}")
+    if file and len(seeds) > 1:
         raise QuaverError(f"{len(seeds)} clips do not fit into {out}: name a folder")
-    folder = out.parent if single else out
+    folder = out.parent if file else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(folder, error) from error
     if not os.access(folder, os.W_OK):
         raise ArtifactError(f"cannot write into {folder}: choose another folder or change its permissions")
-    return [out] if single else [folder / f"{i:03d}-seed{seed}.wav" for i, seed in enumerate(seeds, start=1)]
+    return [out] if file else [folder / f"{i:03d}-seed{seed}.wav" for i, seed in enumerate(seeds, start=1)]
 
 
 def check_pairs(prompts: Sequence[str], seeds: Sequence[int], batch: int) -> None:

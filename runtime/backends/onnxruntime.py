@@ -9,6 +9,7 @@ costs a core's idle time and saves their wake-up. A graph that runs once per sam
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -113,7 +114,7 @@ def _session(path: Path, threads: int | None, spin: bool) -> Any:
     options = ort.SessionOptions()
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _QUIET
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or _cores()
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     try:
@@ -122,6 +123,15 @@ def _session(path: Path, threads: int | None, spin: bool) -> Any:
         raise EngineError(
             f"onnxruntime cannot open {path} ({_first_line(error)}): remove it, and 'quaver run RECIPE' writes it anew"
         ) from error
+
+
+def _cores() -> int:
+    """The cores this process may use where that is fewer than there are; else 0, onnxruntime's own choice.
+
+    Left to itself, onnxruntime starts and pins a thread per core of the machine, also those it may not run on.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable if usable < (os.cpu_count() or 1) else 0
 
 
 def _first_line(error: Exception) -> str:

@@ -261,6 +261,12 @@ def test_several_clips_into_one_file_are_refused(made_bundle, tmp_path):
         generate_to_files(made_bundle, PROMPTS, SEEDS, tmp_path / "one.wav", progress=quiet())
 
 
+def test_other_formats_are_refused_with_the_name_to_use(made_bundle, tmp_path):
+    with pytest.raises(QuaverError, match=r"name it cello\.wav"):
+        generate_to_files(made_bundle, PROMPTS[:1], [0], tmp_path / "cello.mp3", progress=quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(made_bundle, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="cannot write"):
