@@ -73,6 +73,13 @@ def variance(moments: Moments) -> np.ndarray:
     return np.divide(moments.m2, moments.count, out=np.zeros_like(moments.m2), where=moments.count > 0)
 
 
+def resolved_variance(moments: Moments) -> np.ndarray:
+    """Variance [...] of float32 values; 0 where it is rounding, below a millionth of the largest value squared."""
+    seen = variance(moments)
+    peak = np.where(moments.count > 0, np.maximum(np.abs(moments.amin), np.abs(moments.amax)), 0.0)
+    return np.where(seen > (1e-6 * peak) ** 2, seen, 0.0)
+
+
 def no_joint(shape: tuple[int, ...], dims: int) -> Joint:
     """Joint moments of nothing for every element of `shape`, vectors of `dims` entries."""
     return Joint(np.zeros(shape), np.zeros((*shape, dims)), np.zeros((*shape, dims, dims)))

@@ -48,6 +48,13 @@ def test_merging_with_nothing_changes_nothing(values: np.ndarray) -> None:
     assert np.array_equal(moments.variance(moments.no_moments((2,))), [0, 0])
 
 
+def test_a_variance_below_the_resolution_of_float32_is_zero() -> None:
+    noise = np.random.default_rng(0).standard_normal(100)
+    values = np.stack([7 + 1e-7 * noise, 7 + 1e-4 * noise, 1e-9 * noise, np.zeros(100)])
+    assert (moments.resolved_variance(moments.moments_of(values, axis=1)) > 0).tolist() == [False, True, True, False]
+    assert moments.resolved_variance(moments.no_moments((1,))).tolist() == [0]
+
+
 def test_joint_streaming_equals_numpy_cov_to_1e_10() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((3, 5000, 2)) @ np.array([[1.0, 0.3], [0.0, 0.2]]) + [100.0, -3.0]
