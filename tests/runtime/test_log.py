@@ -7,15 +7,7 @@ import pytest
 from quaver.runtime.log import show
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_before():
-    root, level, handlers = logging.getLogger(), logging.getLogger().level, logging.getLogger().handlers[:]
-    quaver = logging.getLogger("quaver").level
-    yield
-    logging.captureWarnings(False)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger("quaver").setLevel(quaver)
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 def lines(debug):

@@ -1,0 +1,197 @@
+"""The console script.
+
+One verb is one stage is one function; `run` is all of them. Written paths go to stdout, everything else to stderr. The
+exit status is 0, 1 for an error of the user's (one line, no traceback unless --debug), 2 for a wrong command line.
+Everything heavy is imported by the verb that needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from quaver.exporter.stages import STAGES, run_recipe, run_verb
+from quaver.runtime import log
+from quaver.runtime.artifact import write_error
+from quaver.runtime.errors import QuaverError, unknown
+from quaver.runtime.progress import Progress, quiet
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` and return the exit status."""
+    arguments = parse(list(sys.argv[1:] if argv is None else argv))
+    log.show(debug=arguments.debug)
+    try:
+        say(arguments.verb(arguments))
+    except BrokenPipeError:  # `quaver show FILE | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (QuaverError, KeyboardInterrupt, MemoryError, OSError) as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"quaver: {explain(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def explain(error: BaseException) -> str:
+    """The one line about an error of the user's or of the machine's; any other error is raised again."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted: nothing is lost, and the same command goes on from here"
+    if isinstance(error, MemoryError):
+        return "out of memory: close other programs, or lower the batch in the recipe"
+    if isinstance(error, OSError):
+        error = write_error(error.filename or "a file", error)
+    if isinstance(error, QuaverError):
+        return str(error)
+    raise error
+
+
+def say(result: Sequence[Path] | str) -> None:
+    """Print what a verb returned: paths one a line, or a text."""
+    print(result if isinstance(result, str) else "\n".join(map(str, result)), flush=True)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments of a command line; exits with status 2, naming the nearest verb, when it cannot be meant."""
+    parser = argparse.ArgumentParser(
+        "quaver",
+        description="Turns a diffusion U-Net into a quantized engine and proves what that costs.",
+        epilog="example: quaver run engines/demo-w8a8.toml",
+    )
+    parser.add_argument("--version", action="version", version=f"quaver {version('quaver')}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' warnings")
+    shared.add_argument("--quiet", action="store_true", help="show no progress")
+    add_run(verbs, shared)
+    add_stages(verbs, shared)
+    add_generate(verbs, shared)
+    add_looks(verbs, shared)
+    if argv and not argv[0].startswith("-") and argv[0] not in verbs.choices:
+        parser.error(unknown("verb", argv[0], verbs.choices))
+    return parser.parse_args(argv)
+
+
+def add_run(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
+    """`quaver run RECIPE`."""
+    verb = verbs.add_parser("run", parents=[shared], help="bring everything a recipe describes up to date")
+    add_recipe(verb)
+    verb.add_argument("--until", metavar="STAGE", help="the last stage to run")
+    verb.add_argument("--force", metavar="STAGE", help="a stage to run although it is current")
+    verb.set_defaults(verb=do_run)
+
+
+def add_stages(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
+    """`quaver STAGE RECIPE`, a verb for every stage."""
+    for stage in STAGES:
+        verb = verbs.add_parser(stage.name, parents=[shared], help=f"one stage: {stage.help}")
+        add_recipe(verb)
+        verb.set_defaults(verb=do_stage, stage=stage.name)
+
+
+def add_recipe(verb: argparse.ArgumentParser) -> None:
+    """What every verb that writes a bundle takes."""
+    verb.add_argument("recipe", metavar="RECIPE", type=Path, help="a .toml file; its bundle is the folder beside it")
+    verb.add_argument(
+        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], dest="overrides", help="replace a setting"
+    )
+    verb.add_argument("--out", metavar="DIR", type=Path, help="write the bundle there")
+
+
+def add_generate(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
+    """`quaver generate BUNDLE --prompt TEXT`."""
+    verb = verbs.add_parser("generate", parents=[shared], help="turn a prompt into a WAV file; needs the base install")
+    verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="a folder that 'quaver run' wrote")
+    verb.add_argument("--prompt", metavar="TEXT", required=True, help="what to hear, 1 to 2,000 characters")
+    verb.add_argument("--seed", metavar="N", type=int, default=0, help="another one gives another sound (default 0)")
+    verb.add_argument("--steps", metavar="N", type=int, help="steps of the sampler (default: the recipe's)")
+    verb.add_argument("--guidance", metavar="W", type=float, help="how hard the prompt pulls (default: the recipe's)")
+    verb.add_argument("--eta", metavar="E", type=float, help="0 deterministic to 1 (default: the recipe's)")
+    verb.add_argument("--correct", metavar="NAME", default="none", help="none, d2-deterministic or d2-stochastic")
+    verb.add_argument("--engine", metavar="NAME", help="float, or a target of the bundle (default: ort-cpu)")
+    verb.add_argument("--out", metavar="FILE", type=Path, help="default: named after the prompt and the seed")
+    verb.set_defaults(verb=do_generate)
+
+
+def add_looks(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
+    """`quaver show FILE` and `quaver doctor`, whose text goes to stdout."""
+    verb = verbs.add_parser("show", parents=[shared], help="what a file of quaver, or a bundle, holds")
+    verb.add_argument("file", metavar="FILE", type=Path)
+    verb.set_defaults(verb=do_show)
+    verb = verbs.add_parser("doctor", parents=[shared], help="versions, extras, and what this machine can run")
+    verb.set_defaults(verb=do_doctor)
+
+
+def do_run(arguments: argparse.Namespace) -> list[Path]:
+    """Run the chain."""
+    return run_recipe(
+        arguments.recipe,
+        until=arguments.until,
+        force=arguments.force,
+        overrides=arguments.overrides,
+        out=arguments.out,
+        progress=shown(arguments),
+    )
+
+
+def do_stage(arguments: argparse.Namespace) -> list[Path]:
+    """Run one stage."""
+    return run_verb(
+        arguments.recipe,
+        arguments.stage,
+        overrides=arguments.overrides,
+        out=arguments.out,
+        progress=shown(arguments),
+    )
+
+
+def do_generate(arguments: argparse.Namespace) -> list[Path]:
+    """Write one clip."""
+    from quaver.runtime.generate import generate_to_files
+
+    return generate_to_files(
+        arguments.bundle,
+        [arguments.prompt],
+        [arguments.seed],
+        arguments.out or Path(f"{slug(arguments.prompt)}-{arguments.seed}.wav"),
+        engine_file=arguments.engine,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        eta=arguments.eta,
+        correct=arguments.correct,
+        progress=shown(arguments),
+    )
+
+
+def do_show(arguments: argparse.Namespace) -> str:
+    """Describe a file."""
+    from quaver.exporter.show import describe
+
+    return describe(arguments.file)
+
+
+def do_doctor(arguments: argparse.Namespace) -> str:
+    """Describe the machine."""
+    from quaver.exporter.doctor import examine
+
+    return examine()
+
+
+def shown(arguments: argparse.Namespace) -> Progress:
+    """Where progress goes."""
+    return quiet() if arguments.quiet else Progress()
+
+
+def slug(text: str) -> str:
+    """A file name from the first words of a prompt."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-") or "sound"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

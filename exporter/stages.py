@@ -1,0 +1,179 @@
+"""The stages of quaver, in their order, as data.
+
+prompts -> trace -> capture -> ranges -> export -> build -> stats -> validate
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quaver.exporter.chain import Run, Stage, open_run, run_all, run_one
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from quaver.exporter.recipe import Recipe
+
+PLANS = "tensorrt-rtx"
+
+
+def run_recipe(
+    path: Path,
+    *,
+    until: str | None = None,
+    force: str | None = None,
+    overrides: Iterable[str] = (),
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Bring the bundle of a recipe up to date and return what the last stage writes.
+
+    The bundle is `out`, or the folder beside the recipe that has its name; `overrides` are "section.key=value".
+    Raises: RecipeError for a recipe or a stage that cannot be meant; ArtifactError when another process writes the
+    bundle or it cannot be written; whatever a stage raises. What was written before stays, and the next run goes on.
+    """
+    with opened(path, overrides, out, progress) as run:
+        return run_all(run, until=until, force=force)
+
+
+def run_verb(
+    path: Path,
+    name: str,
+    *,
+    overrides: Iterable[str] = (),
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Run one stage of a recipe, current or not, and return what it writes.
+
+    Raises: as `run_recipe`; ArtifactError with the command to type when what it reads is missing or out of date.
+    """
+    with opened(path, overrides, out, progress) as run:
+        return run_one(run, name)
+
+
+@contextmanager
+def opened(path: Path, overrides: Iterable[str], out: Path | None, progress: Progress | None) -> Iterator[Run]:
+    """A recipe read, and its bundle held."""
+    from quaver.exporter.recipe import load_recipe  # pulls in the settings of every stage
+
+    recipe, path = load_recipe(path, overrides), Path(path)
+    bundle = Bundle(Path(out) if out else path.with_suffix(""))
+    with open_run(path, recipe, bundle, STAGES, progress=progress or Progress()) as run:
+        yield run
+
+
+def model_files(bundle: Bundle, recipe: Recipe) -> list[Path]:
+    """The folder the model is read from; none for a hub id, whose name is in the settings."""
+    from quaver.exporter.source import model_folder
+
+    source = recipe.model.source
+    local = source == "demo" or Path(source).expanduser().is_dir()
+    return [model_folder(source)] if local else []
+
+
+def prompt_files(bundle: Bundle, recipe: Recipe) -> list[Path]:
+    """The files of one's own that prompts are made from."""
+    return [path for text in (recipe.prompts.source, recipe.prompts.aspects) if (path := Path(text)).is_file()]
+
+
+def traced(bundle: Bundle) -> list[Path]:
+    """What tracing wrote beside the denoiser, as the card lists it."""
+    names: Iterable[str] = ()
+    with suppress(OSError, ValueError, AttributeError):
+        names = json.loads(bundle.card.read_text(encoding="utf-8")).get("digests", {})
+    return [bundle.root / name for name in sorted(names) if bundle.root / name != bundle.float_unet]
+
+
+def conditioning(bundle: Bundle) -> list[Path]:
+    """What turns prompts into conditioning and timesteps into noise levels, where the model has it."""
+    files = [bundle.card, bundle.scheduler, bundle.tokenizer, bundle.component("text_encoder")]
+    return [path for path in files if path.exists() or path == bundle.card]
+
+
+def present(*paths: Path) -> list[Path]:
+    """Those that are there."""
+    return [path for path in paths if path.exists()]
+
+
+STAGES = (
+    Stage(
+        "prompts",
+        "write calibration and validation prompts",
+        "quaver.calib.prompts:make_prompts",
+        settings=("prompts",),
+        reads=prompt_files,
+        writes=lambda b, r: [b.prompts],
+    ),
+    Stage(
+        "trace",
+        "turn the model into float ONNX graphs",
+        "quaver.exporter.trace:trace",
+        settings=("model",),
+        reads=model_files,
+        writes=lambda b, r: [b.float_unet, b.card],
+        beside=lambda b, r: traced(b),
+    ),
+    Stage(
+        "capture",
+        "draw calibration records by activation variance",
+        "quaver.calib.capture:capture",
+        settings=("capture", "sampling"),
+        reads=lambda b, r: [b.prompts, b.float_unet, *conditioning(b)],
+        writes=lambda b, r: [b.moments, b.samples],
+    ),
+    Stage(
+        "ranges",
+        "estimate the range of every activation",
+        "quaver.calib.ranges:collect_ranges",
+        settings=("ranges",),
+        reads=lambda b, r: [b.float_unet, b.samples],
+        writes=lambda b, r: [b.ranges],
+    ),
+    Stage(
+        "export",
+        "write one quantized ONNX graph per target",
+        "quaver.exporter.export:export",
+        settings=("export",),
+        reads=lambda b, r: [b.float_unet, b.ranges],
+        writes=lambda b, r: [b.qdq(target) for target in r.export.targets],
+        beside=lambda b, r: [b.sites(target) for target in r.export.targets],
+    ),
+    Stage(
+        "build",
+        "build TensorRT-RTX plans, with the extra trt-rtx",
+        "quaver.exporter.build:build",
+        settings=("build",),
+        reads=lambda b, r: [b.qdq(PLANS)] if PLANS in r.export.targets else [],
+        writes=lambda b, r: [b.plan(PLANS)] if PLANS in r.export.targets else [],
+        optional=True,
+    ),
+    Stage(
+        "stats",
+        "fit the error of the engine per timestep",
+        "quaver.calib.error_stats:collect_error_stats",
+        settings=("stats", "sampling"),
+        reads=lambda b, r: [b.prompts, b.float_unet, b.qdq(r.stats.target), *conditioning(b)],
+        writes=lambda b, r: [b.error_stats(r.stats.target)],
+    ),
+    Stage(
+        "validate",
+        "compare the engine with full precision, and write the report",
+        "quaver.runtime.measure.report:validate",
+        settings=("validate", "sampling"),
+        reads=lambda b, r: [
+            b.prompts,
+            b.float_unet,
+            b.qdq(r.validate.target),
+            b.error_stats(r.validate.target),
+            b.card,
+            *present(*traced(b), b.plan_sidecar(PLANS)),
+        ],
+        writes=lambda b, r: [b.report_json],
+        beside=lambda b, r: [b.report_html],
+    ),
+)

@@ -1,0 +1,204 @@
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from quaver.exporter import cli
+from quaver.exporter.chain import Stage
+from quaver.exporter.stages import STAGES
+from quaver.runtime.artifact import Stamp, save_json, save_lines, save_tensors
+from quaver.runtime.errors import ArtifactError
+
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
+
+def run(*argv):
+    return subprocess.run(
+        [sys.executable, "-m", "quaver.exporter.cli", *argv], capture_output=True, text=True, check=False
+    )
+
+
+def status(capsys, *argv):
+    """Exit status, stdout and stderr of a command line run in this process."""
+    try:
+        code = cli.main(list(argv))
+    except SystemExit as exit_:
+        code = exit_.code
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["rnu", "x.toml"], r"unknown verb 'rnu'; did you mean 'run'?"),
+        (["exprot", "x.toml"], r"unknown verb 'exprot'; did you mean 'export'?"),
+        ([], "required: VERB"),
+        (["run"], "required: RECIPE"),
+        (["generate", "b"], "required: --prompt"),
+        (["generate", "b", "--prompt", "x", "--seed", "one"], "invalid int value: 'one'"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2_and_says_what_is_right(capsys, argv, message):
+    code, out, err = status(capsys, *argv)
+    assert (code, out) == (2, "") and message in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["show", "nothing.json"], "nothing.json does not exist"),
+        (["generate", "no/bundle", "--prompt", "x"], "no bundle at no/bundle: 'quaver run"),
+        (["generate", "b", "--prompt", " \n"], "prompt 1 is empty"),
+        (["generate", "b", "--prompt", "x" * 10_000], "prompt 1 has 10000 characters, expected at most 2000"),
+        (["generate", "b", "--prompt", "x", "--seed", "-1"], "seed -1 is out of range"),
+    ],
+)
+def test_an_error_of_the_users_is_one_line_and_exits_with_1(capsys, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = status(capsys, *argv)
+    assert (code, out) == (1, "")
+    assert err.startswith("quaver: ") and message in err and err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback_before_the_line(capsys):
+    code, _, err = status(capsys, "show", "nothing.json", "--debug")
+    assert code == 1 and "Traceback" in err and err.splitlines()[-1].startswith("quaver: nothing.json")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyboardInterrupt(), "interrupted: nothing is lost, and the same command goes on from here"),
+        (MemoryError(), "out of memory"),
+        (OSError(28, "No space left on device", "/x/y"), "cannot write /x/y: the disk is full"),
+    ],
+)
+def test_what_happens_to_the_machine_is_one_line_too(capsys, monkeypatch, error, message):
+    def verb(arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "do_doctor", verb)
+    code, out, err = status(capsys, "doctor")
+    assert (code, out) == (1, "") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [OSError(5, "I/O error"), ZeroDivisionError()])
+def test_a_bug_keeps_its_traceback(monkeypatch, error):
+    def verb(arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "do_doctor", verb)
+    with pytest.raises(type(error)):
+        cli.main(["doctor"])
+
+
+def test_stdout_is_the_written_paths_and_nothing_else(capsys, monkeypatch, tmp_path):
+    def stage(path, *, until, force, overrides, out, progress):
+        progress.say("working")
+        assert (until, force, overrides) == ("ranges", "trace", ["a.b=1", "c.d=2"])
+        return [tmp_path / "report.json", tmp_path / "report.html"]
+
+    monkeypatch.setattr(cli, "run_recipe", stage)
+    argv = ["run", "r.toml", "--until", "ranges", "--force", "trace", "--set", "a.b=1", "--set", "c.d=2"]
+    code, out, err = status(capsys, *argv)
+    assert code == 0 and err == "working\n"
+    assert out == f"{tmp_path / 'report.json'}\n{tmp_path / 'report.html'}\n"
+    assert status(capsys, *argv, "--quiet")[2] == ""
+
+
+def test_every_stage_is_a_verb(capsys, monkeypatch):
+    called = []
+    monkeypatch.setattr(cli, "run_verb", lambda path, name, **options: called.append(name) or [])
+    for stage in STAGES:
+        assert status(capsys, stage.name, "r.toml")[0] == 0
+    assert called == [stage.name for stage in STAGES] and all(isinstance(stage, Stage) for stage in STAGES)
+
+
+def test_generate_passes_everything_on_and_names_the_file_after_prompt_and_seed(capsys, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        "quaver.runtime.generate.generate_to_files", lambda *given, **named: seen.update(named, given=given) or []
+    )
+    options = "--seed 3 --steps 5 --guidance 2 --eta 1 --correct d2-stochastic --engine float"
+    argv = ["generate", "b", *options.split(), "--prompt"]
+    assert status(capsys, *argv, "A soft, low cello note!")[0] == 0
+    bundle, prompts, seeds, out = seen.pop("given")
+    assert (str(bundle), prompts, seeds, str(out)) == (
+        "b", ["A soft, low cello note!"], [3], "a-soft-low-cello-note-3.wav"
+    )  # fmt: skip
+    del seen["progress"]
+    assert seen == {"engine_file": "float", "steps": 5, "guidance": 2.0, "eta": 1.0, "correct": "d2-stochastic"}
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "quaver.exporter.cli", "doctor"], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_it_starts_in_less_than_three_tenths_of_a_second_beyond_numpy():
+    def seconds(code):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - started
+
+    extra = [seconds("import quaver.exporter.cli") - seconds("import numpy") for _ in range(5)]
+    assert min(extra) < 0.3
+
+
+def test_the_script_says_its_version():
+    assert run("--version").stdout.startswith("quaver ")
+
+
+def test_show_tells_kind_origin_and_content(capsys, tmp_path):
+    stamp = Stamp("ranges", settings="sha256:" + "a" * 64, inputs={"unet.float.onnx": "sha256:" + "b" * 64})
+    path = save_tensors(
+        tmp_path / "ranges.safetensors", {"amin": np.zeros(3, np.float32)}, stamp, meta={"edges": ["x"]}
+    )
+    out = status(capsys, "show", str(path))[1]
+    assert "kind ranges, schema 1, settings aaaaaaaaaaaa\n" in out
+    assert "made from unet.float.onnx bbbbbbbbbbbb\n" in out
+    assert "  amin  F32 [3]\n" in out and '  edges = ["x"]\n' in out
+
+
+def test_show_counts_rows_and_lists_a_bundle(capsys, tmp_path):
+    save_lines(tmp_path / "prompts.jsonl", [{"id": i} for i in range(7)], Stamp("prompts"))
+    save_json(tmp_path / "bundle.json", {"family": "audioldm"}, Stamp("trace"))
+    (tmp_path / ".lock").write_text("1")
+    assert "7 rows" in status(capsys, "show", str(tmp_path / "prompts.jsonl"))[1]
+    assert '  family = "audioldm"' in status(capsys, "show", str(tmp_path / "bundle.json"))[1]
+    listed = status(capsys, "show", str(tmp_path))[1].splitlines()
+    assert [line.split()[1:] for line in listed] == [["trace", "bundle.json"], ["prompts", "prompts.jsonl"]]
+
+
+def test_show_of_a_damaged_file_is_one_line(capsys, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"not one")
+    code, out, err = status(capsys, "show", str(tmp_path / "a.safetensors"))
+    assert (code, out) == (1, "") and "cannot be shown" in err and err.count("\n") == 1
+
+
+def test_doctor_names_the_versions_the_extras_and_the_processor(capsys):
+    code, out, _ = status(capsys, "doctor")
+    assert code == 0
+    first = [line.split()[0] for line in out.splitlines()]
+    assert first[:3] == ["quaver", "python", "base"] and first[-3:] == ["processor", "int8", "gpu"]
+    assert {"calib", "export", "trt-rtx", "trt", "metrics", "llm", "ray", "dev"} <= set(first)
+    assert f"numpy {np.__version__}" in out
+
+
+def test_a_missing_extra_is_answered_with_what_to_type(monkeypatch):
+    from quaver.exporter import doctor
+
+    monkeypatch.setattr(doctor, "installed", lambda name: None if name == "torch" else "1")
+    assert any(line.endswith("missing torch: pip install 'quaver[export]'") for line in doctor.extra_lines())
+
+
+def test_errors_of_quaver_are_shown_as_they_are():
+    assert cli.explain(ArtifactError("as it is")) == "as it is"
