@@ -1,8 +1,9 @@
 """Seconds per call, with what is needed to believe them.
 
 Warm-up calls are made and dropped. Two engines are timed in one process, taking turns (A B A B ...), so that a machine
-that slows down slows both; their ratio is the median over pairs with a bootstrap interval. The first call and the
-loading are reported apart, since a device pays them once.
+that slows down slows both; their ratio is the median over pairs with a bootstrap interval. In each turn a call that
+does not count goes first: the other engine's threads have stopped spinning and the caches are one's own, as they are
+in a sampler's loop. The first call and the loading are reported apart, since a device pays them once.
 """
 
 from __future__ import annotations
@@ -66,7 +67,12 @@ def _alternate(calls: tuple[Call, ...], runs: int, warmup: int) -> tuple[list[fl
     for _ in range(max(warmup - 1, 0)):
         for call in calls:
             call()
-    return first, np.array([[seconds(call) for call in calls] for _ in range(runs)]).T
+    return first, np.array([[_second_call(call) for call in calls] for _ in range(runs)]).T
+
+
+def _second_call(call: Call) -> float:
+    call()
+    return seconds(call)
 
 
 def _timing(first: float, samples: np.ndarray, warmup: int) -> Timing:

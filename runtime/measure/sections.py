@@ -21,10 +21,7 @@ def accuracy(report: Report) -> Markup:
     """Latent error and drift of every correction: two charts and the table they were drawn from."""
     rows, strong = report["corrections"], report["verdict"]["correction"]
     limit = report["settings"]["max_latent_error"]
-    marks = [
-        chart.Row(r["name"], *(r["latent_error"][k] for k in ("value", "low", "high")), strong=r["name"] == strong)
-        for r in rows
-    ]
+    marks = [interval_row(row, strong=row["name"] == strong) for row in rows]
     error = chart.intervals(marks, label="Latent error", fmt=percent, limit=limit)
     curves = chart.lines(
         [(r["name"], r["drift"]) for r in rows],
@@ -57,6 +54,12 @@ def accuracy(report: Report) -> Markup:
         accuracy_table(rows, strong),
         id="accuracy",
     )
+
+
+def interval_row(row: Mapping[str, Any], *, strong: bool) -> chart.Row:
+    """The latent error of a correction as a mark with its whisker."""
+    error = row["latent_error"]
+    return chart.Row(row["name"], error["value"], error["low"], error["high"], strong=strong)
 
 
 def accuracy_table(rows: Sequence[Mapping[str, Any]], strong: str) -> Markup:
@@ -166,7 +169,9 @@ def plan(report: Report) -> Markup:
         return h("section", h("h2", "TensorRT-RTX"), h("p", found["missing"], class_="lede"), id="plan")
     rows = [(name, value) for name, value in found.items() if not isinstance(value, (dict, list))]
     lede = "Counted from the build log of the plan; no GPU was needed to build it, and none has timed it here."
-    return h("section", h("h2", "TensorRT-RTX"), h("p", lede, class_="lede"), h("div", facts(rows), class_="card"), id="plan")
+    return h(
+        "section", h("h2", "TensorRT-RTX"), h("p", lede, class_="lede"), h("div", facts(rows), class_="card"), id="plan"
+    )
 
 
 def origin(report: Report) -> Markup:

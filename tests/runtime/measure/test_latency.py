@@ -8,12 +8,12 @@ import pytest
 from quaver.runtime.measure import latency
 
 
-def test_calls_take_turns_and_warm_up_is_not_counted():
+def test_calls_take_turns_each_with_a_call_that_does_not_count():
     seen: list[str] = []
     a, b, _ = latency.time_pair(
         lambda: seen.append("a"), lambda: seen.append("b"), rng=np.random.default_rng(0), runs=3, warmup=2
     )
-    assert "".join(seen) == "ab" * 5
+    assert "".join(seen) == "ab" * 2 + "aabb" * 3
     assert (a.runs, b.runs, a.warmup) == (3, 3, 2)
 
 

@@ -1,0 +1,110 @@
+"""The same prompts, seeds and noise through an engine and a correction, every step kept.
+
+A take is written to the bundle as soon as it is drawn and read back if nothing behind it changed, so that a validation
+that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quaver.runtime.artifact import Stamp, digest_file, digest_json, load_tensors, read_stamp, save_tensors
+from quaver.runtime.errors import ArtifactError
+from quaver.runtime.generate import generate_from
+from quaver.runtime.sample import SamplingSettings, Step
+from quaver.runtime.session import Session
+
+Array = np.ndarray
+KIND = "trajectories"
+
+
+@dataclass(frozen=True)
+class Take:
+    """What one engine with one correction made of N prompts."""
+
+    states: Array  # [S, N, C, T, F]: after every step; the last are the latents
+    waveforms: Array  # [N, samples]
+    mels: Array  # [N, 1, T', M]
+
+    @property
+    def latents(self) -> Array:
+        """The finished latents [N, C, T, F]."""
+        return self.states[-1]
+
+    @property
+    def heard(self) -> dict[str, Array]:
+        """What a probe may listen to."""
+        return {"waveform": self.waveforms, "mel": self.mels}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Prompts [N] and seeds [N] that belong together."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+def held_out(rows: Sequence[dict], *, count: int, seed: int) -> Pairs:
+    """`count` pairs from the prompts set aside for validation, in turn, with seeds `seed`, `seed` + 1, ..."""
+    texts = [row["text"] for row in rows if row.get("split") == "validate"]
+    if not texts:
+        return Pairs((), ())
+    return Pairs(tuple(texts[i % len(texts)] for i in range(count)), tuple(seed + i for i in range(count)))
+
+
+def take(
+    session: Session,
+    pairs: Pairs,
+    sampling: SamplingSettings,
+    *,
+    correct: str = "none",
+    batch: int = 8,
+    on_step: Callable[[], None] | None = None,
+) -> Take:
+    """Draw every pair with an open session and one correction, and keep the state after every step."""
+    states: list[list[Array]] = []
+
+    def watch(step: Step) -> None:
+        if step.index == 0:
+            states.append([])
+        states[-1].append(np.asarray(step.x_prev, np.float32))
+        if on_step is not None:
+            on_step()
+
+    drawn = list(
+        generate_from(session, pairs.prompts, pairs.seeds, sampling, correct=correct, batch=batch, on_step=watch)
+    )
+    stacked = np.concatenate([np.stack(steps) for steps in states], axis=1)
+    return Take(
+        stacked, np.concatenate([batch.waveforms for batch in drawn]), np.concatenate([batch.mels for batch in drawn])
+    )
+
+
+def load_take(path: Path, stamp: Stamp) -> Take | None:
+    """The take at `path` if it is whole and carries `stamp`."""
+    if read_stamp(path) != stamp:
+        return None
+    with suppress(ArtifactError):
+        return Take(**load_tensors(path, KIND)[0])
+    return None
+
+
+def save_take(path: Path, found: Take, stamp: Stamp) -> Path:
+    """Keep a take."""
+    return save_tensors(path, vars(found), stamp)
+
+
+def take_stamp(session: Session, pairs: Pairs, sampling: SamplingSettings, *, correct: str, batch: int) -> Stamp:
+    """What a take depends on: engine, correction and its statistics, prompts, seeds, sampling, and the components."""
+    bundle = session.bundle
+    settings = {"sampling": asdict(sampling), "pairs": asdict(pairs), "correct": correct, "batch": batch}
+    inputs = {"engine": session.engine.digest, bundle.card.name: digest_file(bundle.card)}
+    if correct != "none" and session.target is not None:
+        inputs["error_stats"] = digest_file(bundle.error_stats(session.target))
+    return Stamp(KIND, settings=digest_json(settings), inputs=inputs)
