@@ -6,7 +6,6 @@ import pytest
 
 from quaver.runtime.log import show
 
-
 pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
