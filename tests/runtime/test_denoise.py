@@ -1,0 +1,74 @@
+"""Engines as denoisers: what is said of bad outputs, and that the corrections do not see how an engine reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from quaver.runtime.correct import ErrorStats, d2_deterministic
+from quaver.runtime.denoise import check_finite, denoiser, initial_noise, step_noise
+from quaver.runtime.errors import EngineError
+from quaver.runtime.family import find_family
+from quaver.runtime.sample import sample_ddim
+from quaver.runtime.schedule import from_eps, read_schedule, timesteps
+
+FAMILY = find_family("audioldm")
+SCHEDULE = read_schedule(
+    {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195, "clip_sample": False}
+)
+COND, UNCOND = {"class_labels": np.array([[0.5], [1.0]])}, {"class_labels": np.array([[0.1]])}
+
+
+def reporting(schedule):
+    """An engine that knows one eps and reports it as the schedule's prediction."""
+
+    def engine(feeds):
+        x, t = feeds["sample"], int(feeds["timestep"][0])
+        assert feeds["timestep"].dtype == np.int64
+        assert feeds["timestep"].shape == (len(x),)
+        eps = np.tanh(x) * feeds["class_labels"][:, :, None, None]
+        return from_eps(eps, x, t, schedule)
+
+    return engine
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_corrected_sample_does_not_depend_on_what_the_engine_predicts(prediction, guidance):
+    """Facts 6.10: statistics are of the guided eps, whatever the network reports."""
+    visited = timesteps(SCHEDULE, 10)
+    mean, cov = np.full((10, 1, 2), 0.02), np.tile([[0.8, 0.1], [0.1, 0.05]], (10, 1, 1, 1))
+    correct = d2_deterministic(ErrorStats(visited, mean, cov, np.full(10, 9.0)))
+    x_T = initial_noise([1, 2], (1, 4, 4)).astype(np.float64)
+    samples = []
+    for schedule in (SCHEDULE, replace(SCHEDULE, prediction=prediction)):
+        denoise = denoiser(reporting(schedule), FAMILY, COND, UNCOND, schedule, guidance)
+        samples.append(
+            sample_ddim(denoise, x_T, schedule, steps=10, eta=1.0, correct=correct, noise=step_noise([1, 2]))
+        )
+    np.testing.assert_allclose(samples[0], samples[1], rtol=1e-8)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("row", [1, 4])
+def test_the_sample_of_a_row_is_named_in_either_branch(value, row):
+    out = np.zeros((6, 1, 2, 2))
+    out[row, 0, 1, 1] = value
+    with pytest.raises(EngineError, match=r"timestep 51 is not finite for seed 8 \(1 of 6 rows\)"):
+        check_finite(out, 51, ["seed 7", "seed 8", "seed 9"])
+    check_finite(np.zeros((6, 1, 2, 2)), 51)
+
+
+def test_a_bad_output_never_reaches_the_sampler():
+    steps = []
+
+    def engine(feeds):
+        return np.where(feeds["timestep"][0] < 500, np.nan, 0.0) * feeds["sample"]
+
+    denoise = denoiser(engine, FAMILY, COND, UNCOND, SCHEDULE, 2.0)
+    with pytest.raises(EngineError, match="row 0"):
+        sample_ddim(denoise, initial_noise([1, 2], (1, 4, 4)), SCHEDULE, steps=10, on_step=steps.append)
+    assert [step.t for step in steps] == [900, 800, 700, 600, 500]
+    assert all(np.isfinite(step.x_prev).all() for step in steps)

@@ -1,0 +1,81 @@
+"""Opening a bundle: what is said of one that is half-built, edited, or none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from quaver.runtime.errors import ArtifactError
+from quaver.runtime.sample import SamplingSettings
+from quaver.runtime.session import open_bundle, sampling_of
+
+
+def opened(bundle, **kwargs):
+    """Open and close."""
+    with open_bundle(bundle, threads=1, **kwargs) as session:
+        return session
+
+
+def test_defaults_are_the_recipes_then_the_cards(tiny_bundle):
+    with open_bundle(tiny_bundle) as session:
+        assert sampling_of(session) == SamplingSettings(steps=5, guidance=2.0)
+        tiny_bundle.recipe.write_text("[sampling]\nsteps = 8\neta = 0.5\n")
+        assert sampling_of(session) == SamplingSettings(steps=8, eta=0.5, guidance=2.0)
+        assert sampling_of(session, steps=3, eta=0.0).steps == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["vae_decoder.onnx", "text_encoder.onnx", "tokenizer/tokenizer.json", "scheduler/scheduler_config.json"]
+)
+def test_a_half_built_bundle_says_what_it_lacks_and_the_command(tiny_bundle, name):
+    (tiny_bundle.root / name).unlink()
+    with pytest.raises(ArtifactError, match=rf"lacks {name}: 'quaver run RECIPE'"):
+        opened(tiny_bundle)
+
+
+def test_the_command_names_the_recipe_when_it_lies_beside_the_bundle(tiny_bundle):
+    tiny_bundle.root.with_name("tiny.toml").write_text("")
+    tiny_bundle.component("vocoder").unlink()
+    with pytest.raises(ArtifactError, match=r"'quaver run .*tiny\.toml'"):
+        opened(tiny_bundle)
+
+
+def test_a_missing_engine_says_which_there_are(tiny_bundle):
+    with pytest.raises(ArtifactError, match=r"no engine 'tensorrt-rtx' \(it has: float, ort-cpu\)"):
+        opened(tiny_bundle, engine_file="tensorrt-rtx")
+
+
+def test_an_edited_component_is_noticed(tiny_bundle):
+    shutil.copyfile(tiny_bundle.component("vocoder"), tiny_bundle.component("vae_decoder"))
+    with pytest.raises(ArtifactError, match=r"vae_decoder\.onnx is not what was traced"):
+        opened(tiny_bundle)
+
+
+def test_what_is_no_bundle_is_said_so(tmp_path):
+    with pytest.raises(ArtifactError, match=r"no bundle at .*quaver run"):
+        opened(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match=r"bundle\.json, so it is no bundle yet"):
+        opened(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("damage", [b"", b"not json", b'{"stamp": {"kind": "trace"}}'])
+def test_a_damaged_card_is_one_line(tiny_bundle, damage):
+    tiny_bundle.card.write_bytes(damage)
+    with pytest.raises(ArtifactError, match="quaver"):
+        opened(tiny_bundle)
+
+
+def test_a_denoiser_that_was_traced_alone_cannot_generate_and_says_why(tiny_bundle):
+    card = json.loads(tiny_bundle.card.read_text())
+    tiny_bundle.card.write_text(json.dumps({**card, "components": {}}))
+    with pytest.raises(ArtifactError, match=r"traced without text_encoder, vae_decoder, vocoder.*model\.source"):
+        opened(tiny_bundle)
+
+
+def test_every_graph_is_closed_with_the_session(made_bundle):
+    session = opened(made_bundle)
+    assert session.engine.session is None
+    assert all(engine.session is None for engine in session.parts.engines.values())
