@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from quaver.runtime.artifact import digest_file
 from quaver.runtime.backends.onnxruntime import open_engine
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.config import read_toml
+from quaver.runtime.config import read_toml, to_config
 from quaver.runtime.engine import Engine
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.family import Card, Family, Parts, find_family, read_card
@@ -83,14 +83,16 @@ def sampling_of(
     guidance: float | None = None,
     eta: float | None = None,
 ) -> SamplingSettings:
-    """The bundle's own way of sampling (its recipe's, else its card's), with what is given put in its place."""
+    """The bundle's own way of sampling (its recipe's, else its card's), with what is given put in its place.
+
+    Raises: RecipeError when a setting cannot be meant.
+    """
     table = dict(session.card.get("sampler", {}))
     if session.bundle.recipe.exists():
         table |= read_toml(session.bundle.recipe).get("sampling", {})
     given = {"steps": steps, "guidance": guidance, "eta": eta}
     table |= {name: value for name, value in given.items() if value is not None}
-    known = {field.name for field in fields(SamplingSettings)}
-    return SamplingSettings(**{name: value for name, value in table.items() if name in known})
+    return to_config(SamplingSettings, table, where="sampling")
 
 
 def find_engine(bundle: Bundle, engine_file: str | Path | None) -> tuple[Path, str | None]:

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from quaver.runtime.errors import ArtifactError
+from quaver.runtime.errors import ArtifactError, RecipeError
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import open_bundle, sampling_of
 
@@ -24,6 +24,11 @@ def test_defaults_are_the_recipes_then_the_cards(tiny_bundle):
         tiny_bundle.recipe.write_text("[sampling]\nsteps = 8\neta = 0.5\n")
         assert sampling_of(session) == SamplingSettings(steps=8, eta=0.5, guidance=2.0)
         assert sampling_of(session, steps=3, eta=0.0).steps == 3
+        with pytest.raises(RecipeError, match=r"sampling\.eta is 2"):
+            sampling_of(session, eta=2.0)
+        tiny_bundle.recipe.write_text("[sampling]\nsteps = 'many'\n")
+        with pytest.raises(RecipeError, match=r"sampling\.steps is a string .*expected an integer"):
+            sampling_of(session)
 
 
 @pytest.mark.parametrize(
