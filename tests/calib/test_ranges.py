@@ -1,0 +1,119 @@
+"""Ranges of the edges of a hand-made denoiser against numpy on every activation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from quaver.calib.capture import CaptureSettings, capture
+from quaver.calib.ranges import RangeSettings, branches, collect_ranges, split
+from quaver.calib.records import load_records
+from quaver.calib.taps import open_tapped, tap_tensors
+from quaver.runtime.artifact import Stamp, load_tensors
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.errors import EngineError, RecipeError
+from quaver.runtime.families.audioldm import feeds
+from quaver.runtime.progress import quiet
+from quaver.runtime.sample import SamplingSettings
+
+MINMAX = RangeSettings(observer="minmax", batch=3)
+
+
+@pytest.fixture
+def captured(bundle: Bundle) -> Bundle:
+    settings = CaptureSettings(records=30, batch=4)
+    capture(bundle, settings, SamplingSettings(steps=4, guidance=2.0), stamp=Stamp("capture"), progress=quiet())
+    return bundle
+
+
+def collect(bundle: Bundle, settings: RangeSettings) -> tuple[dict, dict]:
+    assert collect_ranges(bundle, settings, stamp=Stamp("ranges"), progress=quiet()) == bundle.ranges
+    return load_tensors(bundle.ranges, "ranges")
+
+
+def activations(bundle: Bundle, edges: list[str]) -> dict[int, dict[str, np.ndarray]]:
+    """Every value of every edge, by timestep."""
+    records = load_records(bundle.samples)
+    with open_tapped(bundle.float_unet, lambda model: tap_tensors(model, edges), outputs=edges) as run:
+        parts = {int(t): run(branches(records, np.flatnonzero(records.t == t), feeds)) for t in np.unique(records.t)}
+    return {t: {edge: values.ravel() for edge, values in part.items()} for t, part in parts.items()}
+
+
+def test_minmax_ranges_are_the_extremes_of_both_branches_at_every_timestep(captured: Bundle) -> None:
+    got, meta = collect(captured, MINMAX)
+    edges = meta["edges"]
+    assert {"sample", "class_labels", "h_act", "raw"} <= set(edges)
+    stored = activations(captured, edges)
+    assert got["timesteps"].tolist() == sorted(stored) and got["records"].sum() == 30
+    for e, edge in enumerate(edges):
+        lows, highs = zip(*((values[edge].min(), values[edge].max()) for values in stored.values()), strict=True)
+        np.testing.assert_allclose(got["amin_t"][e], lows, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got["amax_t"][e], highs, rtol=1e-5, atol=1e-6)
+        assert got["amin"][e] == got["amin_t"][e].min() and got["amax"][e] == got["amax_t"][e].max()
+
+
+def test_percentile_100_reads_the_same_extremes_from_the_values(captured: Bundle) -> None:
+    extremes = collect(captured, MINMAX)[0]
+    seen = collect(captured, RangeSettings(percentile=100.0))[0]
+    for name in ("amin", "amax", "amin_t", "amax_t"):
+        np.testing.assert_allclose(seen[name], extremes[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_percentile_range_keeps_what_it_says(captured: Bundle) -> None:
+    got, meta = collect(captured, RangeSettings(percentile=98.0))
+    stored = activations(captured, meta["edges"])
+    e = meta["edges"].index("h_act")
+    values = np.concatenate([part["h_act"] for part in stored.values()])
+    kept = np.mean((values >= got["amin"][e]) & (values <= got["amax"][e]))
+    assert 0.98 <= kept < 0.995
+
+
+@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse"])
+def test_batches_and_passes_do_not_change_a_range(captured: Bundle, observer: str) -> None:
+    settings = RangeSettings(observer=observer)
+    whole = collect(captured, settings)[0]
+    split_up = collect(captured, replace(settings, batch=5, memory=0.01))[0]
+    for name, values in whole.items():
+        np.testing.assert_allclose(split_up[name], values, rtol=2e-3, atol=2e-3)
+
+
+def test_policies_are_what_they_say(captured: Bundle) -> None:
+    ranges = {p: collect(captured, RangeSettings(percentile=90.0, policy=p))[0] for p in ("all", "max", "mean")}
+    per_t, drawn = ranges["max"], ranges["max"]["records"]
+    np.testing.assert_array_equal(per_t["amax"], per_t["amax_t"].max(axis=1))
+    np.testing.assert_allclose(ranges["mean"]["amax"], per_t["amax_t"] @ drawn / drawn.sum(), rtol=1e-6)
+    assert (ranges["all"]["amax"] <= ranges["max"]["amax"]).all()
+
+
+def test_an_edge_of_no_width_is_recorded(captured: Bundle) -> None:
+    model = onnx.load(captured.float_unet)
+    weight = next(t for t in model.graph.initializer if t.name == "w_time")
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.zeros((1, 8), np.float32), "w_time"))
+    onnx.save(model, captured.float_unet)
+    got, meta = collect(captured, MINMAX)
+    assert meta["constant"] == ["t_emb"]
+    assert got["amax"][meta["edges"].index("t_emb")] == 0
+
+
+@pytest.mark.parametrize("observer", ["minmax", "percentile"])
+def test_an_edge_that_is_not_finite_is_refused_by_name(captured: Bundle, observer: str) -> None:
+    model = onnx.load(captured.float_unet)
+    weight = next(t for t in model.graph.initializer if t.name == "w_class")
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full((6, 8), np.inf, np.float32), "w_class"))
+    onnx.save(model, captured.float_unet)
+    with pytest.raises(EngineError, match=r"c_emb is not finite at timestep 1 "):
+        collect(captured, RangeSettings(observer=observer))
+
+
+def test_edges_are_split_by_their_size_in_order() -> None:
+    assert split(np.array([3.0, 3, 3, 9, 1]), 6) == [[0, 1], [2], [3], [4]]
+
+
+def test_settings_that_cannot_be_meant_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"percentile is 40, expected more than 50"):
+        RangeSettings(percentile=40)
+    with pytest.raises(RecipeError, match=r"ranges\.bits is 0"):
+        RangeSettings(bits=0)
