@@ -1,0 +1,141 @@
+"""Error statistics: the joint Gaussian of what the deployed engine says and how wrong it is.
+
+    q      guided eps of the quantized engine, as it will run
+    D      q - e, the error against the guided eps e of the float graph, both at the same x_t
+    mean   (mu_q, mu_D)           cov   [[C00, C01], [C01, C11]], count - 1 in the denominator, per timestep
+
+D2-DPM (arXiv:2408.11275), Algorithm 1, lines 1-2. x_t comes from the float engine's own trajectories (teacher forcing)
+at the guidance scale, steps and eta in use: the statistics belong to these and to the engine, and say so (`Binding`).
+Everything is in eps: a network that predicts v or x_0 is converted first (D_e = sqrt(alpha_bar) D_v). A group is a
+channel (default) or the whole tensor; the pairs of a group are all its elements over all trajectories.
+
+The published code first drops pairs with |D - mean| > 4 std, which biases C11 low; nothing finite is dropped here. What
+the engine answers that is not finite is dropped, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from quaver.calib.moments import Joint, covariance, joint_of, merge_joint, no_joint
+from quaver.calib.prompts import load_prompts
+from quaver.runtime.artifact import Stamp, save_tensors
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.correct import KIND, ErrorStats, error_law
+from quaver.runtime.engine import Engine, open_engine
+from quaver.runtime.errors import EngineError, RecipeError
+from quaver.runtime.generate import binding, generate_from
+from quaver.runtime.guide import Rows, guide
+from quaver.runtime.progress import Progress
+from quaver.runtime.sample import Denoise, SamplingSettings, Step
+from quaver.runtime.schedule import timesteps, to_eps
+from quaver.runtime.session import Session, open_bundle
+
+
+@dataclass(frozen=True)
+class StatsSettings:
+    """The table [stats] of a recipe."""
+
+    trajectories: int = 64
+    granularity: Literal["channel", "tensor"] = "channel"  # one Gaussian per latent channel, or one for all of them
+    target: str = "ort-cpu"  # the engine to fit, unet.<target>.onnx, as onnxruntime runs it
+    batch: int = 8  # trajectories run together
+    seed: int = 2_000_000  # of the first trajectory; capture counts from 1,000,000, validation from below that
+
+    def __post_init__(self) -> None:
+        for name, least in {"trajectories": 1, "batch": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise RecipeError(f"stats.{name} is {getattr(self, name)}, expected {least} or more")
+
+
+def collect_error_stats(
+    bundle: Bundle, settings: StatsSettings, sampling: SamplingSettings, *, stamp: Stamp, progress: Progress
+) -> Path:
+    """Write error_stats.<target>.safetensors: timesteps [S], mean [S, C|1, 2], cov [S, C|1, 2, 2], count [S] float64.
+
+    `meta` holds the binding and, per timestep, the share of the error's variance that the output explains.
+    Raises: EngineError when an engine gives nothing finite at a timestep.
+    """
+    texts = [row["text"] for row in load_prompts(bundle, "calib")]
+    with open_bundle(bundle, engine_file="float") as session, open_engine(bundle.qdq(settings.target)) as engine:
+        at = timesteps(session.schedule, sampling.steps)
+        joints, dropped = observe(session, engine, texts, settings, sampling, progress)
+        counts = np.array([joint.count[0] for joint in joints])
+        if counts.min() < 2:
+            raise EngineError(
+                f"{settings.target} gives nothing finite at timestep {at[counts.argmin()]}: run 'quaver lint' on"
+                f" {bundle.qdq(settings.target).name}, or collect wider ranges"
+            )
+        stats = ErrorStats(
+            timesteps=at,
+            mean=np.stack([joint.mean for joint in joints]),
+            cov=np.stack([covariance(joint) for joint in joints]),
+            count=counts,
+            binding=binding(replace(session, engine=engine), sampling, reference=session.engine.digest),
+        )
+    share = explained(stats)
+    meta = {"binding": asdict(stats.binding), "explained": share, "dropped": dropped, "settings": asdict(settings)}
+    lost = f", {dropped.sum()} answers that were not finite left out" if dropped.any() else ""
+    progress.say(f"stats  the output explains {share.min():.1%} to {share.max():.1%} of its error's variance{lost}")
+    tensors = {name: getattr(stats, name) for name in ("timesteps", "mean", "cov", "count")}
+    return save_tensors(bundle.error_stats(settings.target), tensors, replace(stamp, kind=KIND), meta=meta)
+
+
+def observe(
+    session: Session,
+    engine: Engine,
+    texts: list[str],
+    settings: StatsSettings,
+    sampling: SamplingSettings,
+    progress: Progress,
+) -> tuple[list[Joint], np.ndarray]:
+    """Joint moments per timestep and group, and how many trajectories were dropped at each timestep [S]."""
+    groups = session.latent_shape[0] if settings.granularity == "channel" else 1
+    joints = [no_joint((groups,), 2) for _ in range(sampling.steps)]
+    dropped = np.zeros(sampling.steps, int)
+    with progress.bar(settings.trajectories * sampling.steps, f"stats {settings.target}") as bar:
+        for start in range(0, settings.trajectories, settings.batch):
+            chosen = range(start, min(start + settings.batch, settings.trajectories))
+            prompts = [texts[i % len(texts)] for i in chosen]
+            cond = session.family.embed(session.parts, prompts)
+            deployed = unchecked_denoiser(session, engine, cond, sampling.guidance)
+
+            def compare(step: Step, deployed: Denoise = deployed) -> None:
+                joint, bad = pair_moments(deployed(step.x_t, step.t), step.eps_raw, groups)
+                joints[step.index] = merge_joint(joints[step.index], joint)
+                dropped[step.index] += bad
+                bar.step(len(step.x_t))
+
+            seeds = [settings.seed + i for i in chosen]
+            list(generate_from(session, prompts, seeds, sampling, batch=len(seeds), decode=False, on_step=compare))
+    return joints, dropped
+
+
+def pair_moments(q: np.ndarray, e: np.ndarray, groups: int) -> tuple[Joint, int]:
+    """Joint moments [groups] of (q, q - e), and how many samples were dropped; q, e [B, C, T, F], `groups` C or 1."""
+    good = np.isfinite(q).all(axis=tuple(range(1, q.ndim)))
+    q, e = q[good].astype(np.float64), e[good].astype(np.float64)
+    by_group = [np.moveaxis(v, 1, 0).reshape(groups, -1) for v in (q, q - e)]
+    return joint_of(np.stack(by_group, axis=-1)), int(len(good) - good.sum())
+
+
+def explained(stats: ErrorStats) -> np.ndarray:
+    """rho^2 [S]: the share of the error's variance that the output explains, over the groups weighted by variance."""
+    law, variance = error_law(stats), np.maximum(stats.cov[..., 1, 1], 0.0)
+    total = variance.sum(axis=1)
+    return np.divide((law.rho**2 * variance).sum(axis=1), total, out=np.zeros_like(total), where=total > 0)
+
+
+def unchecked_denoiser(session: Session, engine: Engine, cond: Rows, guidance: float) -> Denoise:
+    """The engine as a guided denoiser that passes on what is not finite, for `pair_moments` to drop."""
+
+    def predict(x: np.ndarray, t: int, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        out = engine(session.family.feeds(x, np.full(len(x), t, np.int64), rows))
+        return np.asarray(to_eps(out, x, t, session.schedule))
+
+    return guide(predict, cond, session.uncond, guidance)
