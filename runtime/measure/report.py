@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quaver.runtime.artifact import Stamp, atomic, load_lines, save_json
+from quaver.runtime.artifact import Stamp, atomic, save_json
 from quaver.runtime.audio import write_wav
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.errors import ArtifactError, RecipeError
+from quaver.runtime.errors import RecipeError
 from quaver.runtime.measure.compare import compare_calls, correction_rows, set_measures
 from quaver.runtime.measure.cost import environment
 from quaver.runtime.measure.page import render
@@ -70,11 +70,7 @@ def validate(
 
     Raises: ArtifactError when the bundle lacks something, or no prompt was held back.
     """
-    pairs = held_out(load_lines(bundle.prompts, "prompts"), count=settings.trajectories, seed=settings.seed)
-    if not pairs.prompts:
-        raise ArtifactError(
-            f"{bundle.prompts} holds no prompt of the split 'validate': 'quaver prompts RECIPE' writes it"
-        )
+    pairs = held_out(bundle, count=settings.trajectories, seed=settings.seed)
     with (
         open_bundle(bundle, engine_file=FLOAT) as reference,
         open_bundle(bundle, engine_file=settings.target) as judged,

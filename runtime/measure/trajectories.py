@@ -6,14 +6,15 @@ that was killed goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from quaver.runtime.artifact import Stamp, digest_file, digest_json, load_tensors, read_stamp, save_tensors
+from quaver.runtime.artifact import Stamp, digest_file, digest_json, load_lines, load_tensors, read_stamp, save_tensors
+from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.generate import generate_from
 from quaver.runtime.sample import SamplingSettings, Step
@@ -50,11 +51,16 @@ class Pairs:
     seeds: tuple[int, ...]
 
 
-def held_out(rows: Sequence[dict], *, count: int, seed: int) -> Pairs:
-    """`count` pairs from the prompts set aside for validation, in turn, with seeds `seed`, `seed` + 1, ..."""
-    texts = [row["text"] for row in rows if row.get("split") == "validate"]
+def held_out(bundle: Bundle, *, count: int, seed: int) -> Pairs:
+    """`count` pairs: the prompts set aside for validation, in turn, with seeds `seed`, `seed` + 1, ...
+
+    Raises: ArtifactError when no prompt was set aside.
+    """
+    texts = [row["text"] for row in load_lines(bundle.prompts, "prompts") if row.get("split") == "validate"]
     if not texts:
-        return Pairs((), ())
+        raise ArtifactError(
+            f"{bundle.prompts} has no prompt of the split 'validate': 'quaver prompts RECIPE' writes it"
+        )
     return Pairs(tuple(texts[i % len(texts)] for i in range(count)), tuple(seed + i for i in range(count)))
 
 
@@ -65,9 +71,13 @@ def take(
     *,
     correct: str = "none",
     batch: int = 8,
+    decode: bool = True,
     on_step: Callable[[], None] | None = None,
 ) -> Take:
-    """Draw every pair with an open session and one correction, and keep the state after every step."""
+    """Draw every pair with an open session and one correction, and keep the state after every step.
+
+    Without `decode` the take has no sound: empty arrays.
+    """
     states: list[list[Array]] = []
 
     def watch(step: Step) -> None:
@@ -77,13 +87,13 @@ def take(
         if on_step is not None:
             on_step()
 
-    drawn = list(
-        generate_from(session, pairs.prompts, pairs.seeds, sampling, correct=correct, batch=batch, on_step=watch)
+    batches = generate_from(
+        session, pairs.prompts, pairs.seeds, sampling, correct=correct, batch=batch, decode=decode, on_step=watch
     )
+    silence = {name: np.zeros((0, 0), np.float32) for name in ("waveform", "mel")}
+    decoded = [batch.decoded or silence for batch in batches]
     stacked = np.concatenate([np.stack(steps) for steps in states], axis=1)
-    return Take(
-        stacked, np.concatenate([batch.waveforms for batch in drawn]), np.concatenate([batch.mels for batch in drawn])
-    )
+    return Take(stacked, *(np.concatenate([part[name] for part in decoded]) for name in silence))
 
 
 def load_take(path: Path, stamp: Stamp) -> Take | None:

@@ -86,11 +86,7 @@ def test_a_report_compares_the_engine_with_float_on_held_out_prompts(bundle: Bun
 
 
 def test_errors_are_those_of_the_same_seeds_drawn_again(bundle: Bundle, figures: dict[str, Any]):
-    pairs = trajectories.held_out(
-        [{"text": t, "split": "validate"} for t in ("a soft low cello note", "<script>bright drum</script>")],
-        count=6,
-        seed=SETTINGS.seed,
-    )
+    pairs = trajectories.held_out(bundle, count=6, seed=SETTINGS.seed)
     latents = []
     for name in ("float", "ort-cpu"):
         with open_bundle(bundle, engine_file=name) as session:
