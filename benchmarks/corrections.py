@@ -31,7 +31,7 @@ from quaver.runtime.progress import Progress
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import FLOAT, open_bundle, sampling_of
 
-SEED = 2_000_000
+SEED = 3_000_000
 CORRECTIONS = ("none", "d2-deterministic", "d2-consistent", "d2-stochastic")
 
 

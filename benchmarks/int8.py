@@ -21,7 +21,7 @@ from quaver.runtime.measure.quality import Interval
 from quaver.runtime.measure.trajectories import held_out, take
 from quaver.runtime.session import FLOAT, open_bundle, sampling_of
 
-SEED = 3_000_000
+SEED = 4_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -44,7 +44,7 @@ class ValidateSettings:
     latency_runs: int = 30  # pairs of calls
     latency_warmup: int = 3  # calls before them
     batch: int = 8  # samples drawn at once
-    seed: int = 1_000_000  # of the first trajectory; far from the seeds of the fits
+    seed: int = 100_000  # of the first trajectory; the fits count from 1,000,000 on
 
     def __post_init__(self) -> None:
         bad = {

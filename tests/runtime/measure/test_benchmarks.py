@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks import int8, model
-from quaver.runtime.artifact import Stamp, save_lines
+from benchmarks import corrections, int8, model
+from quaver.calib.error_stats import StatsSettings, collect_error_stats
+from quaver.runtime.artifact import Stamp, digest_file, save_lines
 from quaver.runtime.bundle import Bundle
+from quaver.runtime.progress import quiet
+from quaver.runtime.sample import SamplingSettings
 
 
 @pytest.fixture
@@ -44,3 +47,25 @@ def test_a_reference_is_read_as_documented_and_accuracy_is_the_share_of_hits(tmp
 def test_classes_are_found_by_attribute_name_whatever_their_order():
     verdicts = {"register": np.array([1, 2]), "family": np.array([3, 4])}
     assert model.classes_of(verdicts, ("family", "register")).tolist() == [[3, 1], [4, 2]]
+
+
+def test_corrections_fits_statistics_of_each_eta_and_leaves_the_bundle_alone(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+):
+    rows = [{"id": str(i), "text": "a soft note", "split": split} for i, split in enumerate(("calib", "validate"))]
+    save_lines(bundle.prompts, rows, Stamp("prompts"))
+    bundle.recipe.write_text("[sampling]\nsteps = 4\nguidance = 2.0\n[stats]\ntrajectories = 4\n")
+    collect_error_stats(
+        bundle,
+        StatsSettings(trajectories=4),
+        SamplingSettings(steps=4, guidance=2.0),
+        stamp=Stamp("stats"),
+        progress=quiet(),
+    )
+    before = digest_file(bundle.error_stats("ort-cpu"))
+    corrections.main([str(bundle.root), "--trajectories", "4", "--correct", "none", "d2-deterministic"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
+    assert set(figures) == {f"eta {eta} {name}" for eta in (0, 1) for name in ("none", "d2-deterministic")}
+    assert figures["eta 1 none"]["ratio to none"]["value"] == 1.0
+    assert 0 < figures["eta 0 d2-deterministic"]["ratio to none"]["value"] != 1.0
+    assert digest_file(bundle.error_stats("ort-cpu")) == before
