@@ -71,15 +71,16 @@ def collect_error_stats(
                 f"{settings.target} gives nothing finite at timestep {at[counts.argmin()]}: run 'quaver lint' on"
                 f" {bundle.qdq(settings.target).name}, or collect wider ranges"
             )
+        bound = binding(replace(session, engine=engine), sampling, reference=session.engine.digest)
         stats = ErrorStats(
             timesteps=at,
             mean=np.stack([joint.mean for joint in joints]),
             cov=np.stack([covariance(joint) for joint in joints]),
             count=counts,
-            binding=binding(replace(session, engine=engine), sampling, reference=session.engine.digest),
+            binding=bound,
         )
     share = explained(stats)
-    meta = {"binding": asdict(stats.binding), "explained": share, "dropped": dropped, "settings": asdict(settings)}
+    meta = {"binding": asdict(bound), "explained": share, "dropped": dropped, "settings": asdict(settings)}
     lost = f", {dropped.sum()} answers that were not finite left out" if dropped.any() else ""
     progress.say(f"stats  the output explains {share.min():.1%} to {share.max():.1%} of its error's variance{lost}")
     tensors = {name: getattr(stats, name) for name in ("timesteps", "mean", "cov", "count")}

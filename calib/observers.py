@@ -20,7 +20,7 @@ from quaver.calib.quant import UINT8, Format, fake_quant, scale_zero_point
 
 BINS = 4096  # over [-2^e, 2^e): at least a quarter of them lie within the extremes
 _SMALLEST = -100  # exponent of an edge that has carried zeros only
-_CANDIDATES = np.linspace(1.0, 0.2, 81)  # shares of an extreme that mse tries, in steps of 1%
+_COARSE, _FINE = 0.1, 0.02  # steps of the share of an extreme that mse tries, from 1 down to 0.2
 
 
 @dataclass(frozen=True)
@@ -96,21 +96,29 @@ def finish_percentile(state: Observed, options: ObserverOptions) -> tuple[float,
 
 
 def finish_mse(state: Observed, options: ObserverOptions) -> tuple[float, float]:
-    """The range of least error, each end searched with the other fixed; the bins stand for their centres."""
+    """The range of least error, the upper end searched first; the bins stand for their centres."""
     counts, edges = _counts(state), _edges(state)
     seen = np.flatnonzero(counts)
     centres = np.clip((edges[:-1] + edges[1:])[seen] / 2, state.amin, state.amax)
     weight = counts[seen] / counts.sum()
 
     def error(low: float, high: float) -> float:
-        scale, zero = scale_zero_point(np.float64(low), np.float64(high), options.format)
+        scale, zero = scale_zero_point(np.asarray(low), np.asarray(high), options.format)
         return float(weight @ np.abs(centres - fake_quant(centres, scale, zero, options.format)) ** options.power)
 
-    low, high = state.amin, state.amax
-    for _ in range(2):
-        high = min((state.amax * r for r in _CANDIDATES), key=lambda end: error(low, max(end, low)))
-        low = min((state.amin * r for r in _CANDIDATES), key=lambda end: error(min(end, high), high))
-    return min(low, high), max(low, high)
+    def cut(end: float, share: float) -> float:
+        return min(max(end * share, state.amin), state.amax)  # a share of an end may lie beyond the other one
+
+    high = cut(state.amax, _best_share(lambda share: error(state.amin, cut(state.amax, share))))
+    low = cut(state.amin, _best_share(lambda share: error(min(cut(state.amin, share), high), high)))
+    return min(low, high), high
+
+
+def _best_share(error: Callable[[float], float]) -> float:
+    """The share in [0.2, 1] of least error, found on a coarse grid and then around it."""
+    best = min(1.0 - _COARSE * np.arange(9), key=error)
+    around = best + _FINE * np.arange(-4, 5)
+    return float(min(around[around <= 1.0], key=error))
 
 
 OBSERVERS = {

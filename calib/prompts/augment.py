@@ -58,7 +58,7 @@ def augment(
     used = _extend(captions, aspects, generate, budget, i_max, rng)
     used += _diversify(captions, aspects, generate, tau, i_max - used, rng)
     vectors = vectors_of(captions)
-    missing = tuple(aspect.name for aspect, hit in zip(aspects, vectors.any(axis=0), strict=True) if not hit)
+    missing = tuple(aspects[int(b)].name for b in np.flatnonzero(~vectors.any(axis=0)))
     return Augmented(tuple(captions), used, missing, redundancy(vectors), redundancy_ratio(vectors))
 
 

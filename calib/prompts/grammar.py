@@ -40,20 +40,20 @@ def grammar_captions(aspects: Sequence[Aspect], n: int, rng: np.random.Generator
     for _ in range(50 * n):
         if len(seen) == n:
             break
-        seen[generate(aspects[rng.integers(len(aspects))], (), rng)] = None
+        seen[generate(aspects[int(rng.integers(len(aspects)))], (), rng)] = None
     return list(seen)
 
 
 def _pick(modalities: Sequence[Aspect], target: Aspect, rng: np.random.Generator) -> Aspect | None:
     if target.kind == "modality":
         return target
-    return modalities[rng.integers(len(modalities))] if modalities else None
+    return modalities[int(rng.integers(len(modalities)))] if modalities else None
 
 
 def _shuffled(aspects: Sequence[Aspect], rng: np.random.Generator) -> list[Aspect]:
-    return [aspects[i] for i in rng.permutation(len(aspects))]
+    return [aspects[int(i)] for i in rng.permutation(len(aspects))]
 
 
 def _say(aspect: Aspect | None, rng: np.random.Generator) -> str:
     phrases = PLAIN_SOUND if aspect is None else aspect.phrases or tuple(word.rstrip("*") for word in aspect.words)
-    return phrases[rng.integers(len(phrases))]
+    return phrases[int(rng.integers(len(phrases)))]
