@@ -96,9 +96,9 @@ def test_a_gaussian_is_sampled_with_the_gain_of_the_closed_form():
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_many_steps_reach_the_variance_of_the_data(eta):
-    variance, x_T = 0.5, np.random.default_rng(2).standard_normal((1, 1, 300, 300))
+    variance, x_T = 0.5, np.random.default_rng(2).standard_normal((1, 1, 120, 120))
     x_0 = sample_ddim(gaussian_denoiser(variance), x_T, SCHEDULE, steps=500, eta=eta, noise=seeded)
-    assert x_0.var() == pytest.approx(variance, rel=0.04)
+    assert x_0.var() == pytest.approx(variance, rel=0.06)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
