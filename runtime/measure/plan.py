@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from quaver.runtime.artifact import load_json
 from quaver.runtime.bundle import Bundle
 
-TARGET = "tensorrt-rtx"
+TARGET, KIND = "tensorrt-rtx", "build"
 
 
 def plan_facts(bundle: Bundle) -> dict[str, Any]:
-    """The figures of the plan beside an engine, by name, or what is missing."""
+    """Version, capabilities, bytes and kernel coverage of the plan beside an engine, or what is missing and why.
+
+    Raises: ArtifactError when the sidecar is damaged.
+    """
     path = bundle.plan_sidecar(TARGET)
     if not path.exists():
         return {"missing": f"No {TARGET} plan here: pip install 'quaver[trt-rtx]' and 'quaver build RECIPE' make one."}
-    return {name: value for name, value in json.loads(path.read_text(encoding="utf-8")).items() if name != "stamp"}
+    found = load_json(path, KIND)
+    if not found.get("built"):
+        return {"missing": f"No {TARGET} plan was built: {found.get('reason', 'the sidecar does not say why')}."}
+    return {
+        "version": found["tensorrt_rtx"],
+        "compute_capabilities": found["compute_capabilities"],
+        "batch": found["batch"],
+        "bytes": found["plan"]["bytes"],
+        "seconds": found["seconds"],
+        **found["coverage"],
+    }

@@ -167,11 +167,18 @@ def plan(report: Report) -> Markup:
     found = report["plan"]
     if "missing" in found:
         return h("section", h("h2", "TensorRT-RTX"), h("p", found["missing"], class_="lede"), id="plan")
-    rows = [(name, value) for name, value in found.items() if not isinstance(value, (dict, list))]
-    lede = "Counted from the build log of the plan; no GPU was needed to build it, and none has timed it here."
-    return h(
-        "section", h("h2", "TensorRT-RTX"), h("p", lede, class_="lede"), h("div", facts(rows), class_="card"), id="plan"
-    )
+    rows = {
+        "Integer kernels": f"{found['integer']} of {found['meant']} layers meant for them"
+        f" ({percent(found['by_count'])}; {percent(found['by_macs'])} of their multiply-accumulates)",
+        "Runs on": shown(found["compute_capabilities"]),
+        "Plan": megabytes(found["bytes"]),
+        "Batch": ", ".join(f"{name} {size}" for name, size in found["batch"].items()),
+        "Built by": f"TensorRT-RTX {found['version']} in {found['seconds']:g} s",
+    }
+    rows |= {f"Not integer: {m['layer']}": shown(m["kernels"]) or "no kernel names it" for m in found["missed"]}
+    lede = "Counted from the build log of the plan. No GPU was needed to build it, and none has timed it here."
+    body = h("div", facts(rows.items()), class_="card")
+    return h("section", h("h2", "TensorRT-RTX"), h("p", lede, class_="lede"), body, id="plan")
 
 
 def origin(report: Report) -> Markup:

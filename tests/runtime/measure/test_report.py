@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quaver.runtime.artifact import Stamp, load_json, save_lines
+from quaver.runtime.artifact import Stamp, load_json, save_json, save_lines
 from quaver.runtime.audio import read_wav
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.correct import ErrorStats, save_stats
 from quaver.runtime.errors import ArtifactError, RecipeError
 from quaver.runtime.generate import binding
 from quaver.runtime.measure import report, trajectories
+from quaver.runtime.measure.plan import plan_facts
 from quaver.runtime.measure.report import ValidateSettings, validate
 from quaver.runtime.progress import quiet
 from quaver.runtime.sample import SamplingSettings
@@ -180,3 +181,20 @@ def test_settings_that_cannot_be_meant_are_refused(field: str, value: Any, expec
 
 def test_the_report_is_json_without_nan(bundle: Bundle, figures: dict[str, Any]):
     json.loads(bundle.report_json.read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_a_plan_left_out_says_why_and_a_built_one_its_coverage(bundle: Bundle):
+    sidecar = bundle.plan_sidecar("tensorrt-rtx")
+    save_json(sidecar, {"built": False, "reason": "tensorrt_rtx is not installed"}, Stamp("build"))
+    assert plan_facts(bundle) == {"missing": "No tensorrt-rtx plan was built: tensorrt_rtx is not installed."}
+    coverage = {"meant": 4, "integer": 3, "by_count": 0.75, "by_macs": 0.9, "missed": [{"layer": "a", "kernels": []}]}
+    built = {
+        "built": True,
+        "tensorrt_rtx": "1.7",
+        "compute_capabilities": ["SM89"],
+        "batch": {"opt": 2},
+        "seconds": 1.5,
+    }
+    save_json(sidecar, {**built, "plan": {"bytes": 7}, "coverage": coverage, "layers": []}, Stamp("build"))
+    found = plan_facts(bundle)
+    assert (found["version"], found["bytes"], found["by_count"]) == ("1.7", 7, 0.75)
