@@ -78,7 +78,7 @@ def run_one(run: Run, name: str) -> list[Path]:
     """
     stage = find(run.chain, name)
     for earlier in feeding(stage, run):
-        if reason := stale(earlier, run):
+        if not earlier.optional and (reason := stale(earlier, run)):
             advice = f"quaver run {run.path} --until {earlier.name}"
             raise ArtifactError(f"{name} needs {earlier.name}, which is out of date ({reason}): {advice}")
     run_stage(stage, run, "asked for")

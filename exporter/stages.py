@@ -77,8 +77,11 @@ def model_files(bundle: Bundle, recipe: Recipe) -> list[Path]:
 
 
 def prompt_files(bundle: Bundle, recipe: Recipe) -> list[Path]:
-    """The files of one's own that prompts are made from."""
-    return [path for text in (recipe.prompts.source, recipe.prompts.aspects) if (path := Path(text)).is_file()]
+    """The files that prompts are made from, the embedded model's captions or one's own; the grammar needs none."""
+    from quaver.calib.prompts.source import prompts_file
+
+    named = prompts_file(recipe.prompts.source), Path(recipe.prompts.aspects)
+    return [path for path in named if path is not None and path.is_file()]
 
 
 def traced(bundle: Bundle) -> list[Path]:
@@ -131,7 +134,7 @@ STAGES = (
         "estimate the range of every activation",
         "quaver.calib.ranges:collect_ranges",
         settings=("ranges",),
-        reads=lambda b, r: [b.float_unet, b.samples],
+        reads=lambda b, r: [b.float_unet, b.card, b.samples],
         writes=lambda b, r: [b.ranges],
     ),
     Stage(
@@ -148,7 +151,7 @@ STAGES = (
         "build TensorRT-RTX plans, with the extra trt-rtx",
         "quaver.exporter.build:build",
         settings=("build",),
-        reads=lambda b, r: [b.qdq(PLANS)] if PLANS in r.export.targets else [],
+        reads=lambda b, r: [b.qdq(PLANS), b.sites(PLANS)] if PLANS in r.export.targets else [],
         writes=lambda b, r: [b.plan(PLANS)] if PLANS in r.export.targets else [],
         optional=True,
     ),
