@@ -9,7 +9,8 @@ can be seen. One scale serves all timesteps, and a policy says how it comes abou
     mean     the mean of the ranges per timestep, weighted by how often each was drawn
 
 Min-max needs the extremes alone, which are computed in the graph. A histogram needs the values: edges leave the graph
-in as many passes as it takes to keep at most `memory` MiB of them at once.
+in as many passes as it takes to keep at most `memory` MiB of them at once, and at most `values` evenly spaced ones of an
+edge are counted per call (its extremes stay exact).
 """
 
 from __future__ import annotations
@@ -53,12 +54,13 @@ class RangeSettings:
     symmetric: bool = False  # whether those codes are symmetric around zero
     policy: Literal["all", "max", "mean"] = "all"  # from ranges per timestep to one
     batch: int = 8  # records run together
+    values: int = 16384  # of an edge that a histogram takes from one call at most
     memory: float = 512  # MiB of activations held at once
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"ranges.percentile is {self.percentile}, expected more than 50 and at most 100")
-        for name in ("bits", "batch", "memory", "power"):
+        for name in ("bits", "batch", "values", "memory", "power"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"ranges.{name} is {getattr(self, name)}, expected a positive number")
 
@@ -105,7 +107,7 @@ def observe(
     whole = [init() for _ in edges]
     with progress.bar(len(passes) * len(records.t), "ranges") as bar:
         for chosen in passes:
-            with open_observed(path, [edges[e] for e in chosen], settings.observer) as look:
+            with open_observed(path, [edges[e] for e in chosen], settings) as look:
                 for s, t in enumerate(timesteps.tolist()):
                     seen = [init() for _ in chosen]
                     for part in batches(np.flatnonzero(records.t == t), settings.batch):
@@ -136,14 +138,14 @@ def finish(state: Observed, settings: RangeSettings) -> tuple[float, float]:
 
 
 @contextmanager
-def open_observed(path: Path, edges: Sequence[str], observer: str) -> Iterator[Look]:
+def open_observed(path: Path, edges: Sequence[str], settings: RangeSettings) -> Iterator[Look]:
     """The graph at `path` as a function (feeds, t) -> what the call showed of each edge."""
-    if not OBSERVERS[observer].histogram:
+    if not OBSERVERS[settings.observer].histogram:
         with open_tapped(path, partial(tap_summaries, edges=edges), outputs=[SUMMARY, COUNT]) as run:
             yield lambda feed, t: _extremes(read_summaries(run(feed)), edges, t)
     else:
         with open_tapped(path, partial(tap_tensors, edges=edges), outputs=edges) as run:
-            yield lambda feed, t: _histograms(run(feed), edges, t)
+            yield lambda feed, t: _histograms(run(feed), edges, t, settings.values)
 
 
 def plan_passes(
@@ -179,6 +181,11 @@ def branches(records: Records, part: np.ndarray, feeds: Feeds) -> dict[str, np.n
     return feeds(np.concatenate([x, x]), np.concatenate([t, t]), both)
 
 
+def thin(values: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of `values` [N], evenly spaced; an odd stride meets every row and column of a power of two."""
+    return values[:: -(-len(values) // most) | 1] if len(values) > most else values
+
+
 def batches(index: np.ndarray, size: int) -> list[np.ndarray]:
     """`index` in parts of at most `size`."""
     return [index[start : start + size] for start in range(0, len(index), size)]
@@ -189,7 +196,8 @@ def _extremes(seen: Moments, edges: Sequence[str], t: int) -> list[Observed]:
     return [extremes(low, high) for low, high in zip(seen.amin, seen.amax, strict=True)]
 
 
-def _histograms(outputs: Mapping[str, np.ndarray], edges: Sequence[str], t: int) -> list[Observed]:
-    values = [outputs[edge] for edge in edges]
-    require_finite(np.array([[v.min(), v.max()] for v in values]), edges, t)
-    return [update(init(), v) for v in values]
+def _histograms(outputs: Mapping[str, np.ndarray], edges: Sequence[str], t: int, most: int) -> list[Observed]:
+    values = [outputs[edge].ravel() for edge in edges]
+    ends = np.array([[v.min(), v.max()] for v in values])
+    require_finite(ends, edges, t)
+    return [update(extremes(*end), thin(v, most)) for end, v in zip(ends, values, strict=True)]
