@@ -9,8 +9,8 @@ can be seen. One scale serves all timesteps, and a policy says how it comes abou
     mean     the mean of the ranges per timestep, weighted by how often each was drawn
 
 Min-max needs the extremes alone, which are computed in the graph. A histogram needs the values: edges leave the graph
-in as many passes as it takes to keep at most `memory` MiB of them at once, and at most `values` evenly spaced ones of an
-edge are counted per call (its extremes stay exact).
+in as many passes as it takes to keep at most `memory` MiB of them at once, and of each edge at most `values` evenly
+spaced ones are counted per call (extremes stay exact).
 """
 
 from __future__ import annotations
