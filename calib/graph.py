@@ -67,13 +67,14 @@ def module_of(node: onnx.NodeProto) -> str:
 
 
 def activation_edges(model: onnx.ModelProto) -> list[str]:
-    """Float edges that a layer, an Add, a Concat or a Resize reads or writes, in graph order, without constants."""
+    """Float edges that a layer, a sum of two activations, a Concat or a Resize reads or writes, in graph order."""
     constants = _initializer_dims(model)
-    floats = float_edges(model)
+    floats = float_edges(model) - constants.keys()
     edges: dict[str, None] = {}
     for node in model.graph.node:
-        if node.op_type in RANGED_OPS:
-            edges.update(dict.fromkeys(e for e in (*node.input, *node.output) if e in floats and e not in constants))
+        adds_constant = node.op_type == "Add" and not constants.keys().isdisjoint(node.input)
+        if node.op_type in RANGED_OPS and not adds_constant:
+            edges.update(dict.fromkeys(e for e in (*node.input, *node.output) if e in floats))
     return list(edges)
 
 

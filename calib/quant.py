@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from quaver.runtime.errors import QuaverError
 
@@ -79,7 +80,7 @@ UINT8 = Format(8, signed=False, symmetric=False)
 FLOAT8 = Format(8, kind="float8")
 
 
-def scale_zero_point(amin: np.ndarray, amax: np.ndarray, fmt: Format) -> tuple[np.ndarray, np.ndarray]:
+def scale_zero_point(amin: ArrayLike, amax: ArrayLike, fmt: Format) -> tuple[np.ndarray, np.ndarray]:
     """Scale (fp32, > 0) and zero point (int32) that cover the ranges [amin, amax], both of any shape [...].
 
     An all-zero range gets scale 1, which codes 0 exactly. Raises QuaverError on a range that is not finite or reversed.
@@ -103,7 +104,7 @@ def scale_zero_point(amin: np.ndarray, amax: np.ndarray, fmt: Format) -> tuple[n
 
 
 def quantize(
-    x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, fmt: Format, *, axis: int | None = None
+    x: np.ndarray, scale: ArrayLike, zero_point: ArrayLike, fmt: Format, *, axis: int | None = None
 ) -> np.ndarray:
     """Codes of x [...] in fmt.dtype; scale and zero_point are [] or, with `axis`, [x.shape[axis]]."""
     scale, zero_point = _along(scale, x.ndim, axis), _along(zero_point, x.ndim, axis)
@@ -115,7 +116,7 @@ def quantize(
     return np.clip(codes, fmt.qmin, fmt.qmax).astype(fmt.dtype)
 
 
-def dequantize(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, *, axis: int | None = None) -> np.ndarray:
+def dequantize(q: np.ndarray, scale: ArrayLike, zero_point: ArrayLike, *, axis: int | None = None) -> np.ndarray:
     """Real values (fp32) of codes q [...]; scale and zero_point as in `quantize`."""
     scale, zero_point = _along(scale, q.ndim, axis), _along(zero_point, q.ndim, axis)
     exact = q.astype(np.float32) if q.dtype.kind == "f" else (q.astype(np.int64) - zero_point).astype(np.float32)
@@ -123,7 +124,7 @@ def dequantize(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, *, axis
 
 
 def fake_quant(
-    x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, fmt: Format, *, axis: int | None = None
+    x: np.ndarray, scale: ArrayLike, zero_point: ArrayLike, fmt: Format, *, axis: int | None = None
 ) -> np.ndarray:
     """x [...] as the quantized graph sees it: quantize, then dequantize (fp32)."""
     return dequantize(quantize(x, scale, zero_point, fmt, axis=axis), scale, zero_point, axis=axis)
@@ -160,9 +161,9 @@ def unpack_int4(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return signed.reshape(shape)
 
 
-def _along(value: np.ndarray, ndim: int, axis: int | None) -> np.ndarray:
+def _along(value: ArrayLike, ndim: int, axis: int | None) -> np.ndarray:
     """Shape [n] to [1, .., n, .., 1] so that it broadcasts along `axis` only."""
-    value = np.asarray(value)
+    array = np.asarray(value)
     if axis is None:
-        return value
-    return value.reshape([-1 if d == axis % ndim else 1 for d in range(ndim)])
+        return array
+    return array.reshape([-1 if d == axis % ndim else 1 for d in range(ndim)])

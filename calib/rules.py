@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from quaver.runtime.errors import RecipeError
+from quaver.runtime.errors import RecipeError, unknown
 
-FORMATS = ("float", "int8", "int4", "float8")
+FORMATS = ("float", "int8", "int4", "float8", "int16")
 
 
 @dataclass(frozen=True)
 class Rule:
     """One line of the rule list.
 
-    match: shell pattern on layer names. weight, activation: one of FORMATS ("float" leaves it alone; "int8" activations
-    become the target's own 8-bit format). reason: goes into the site file. optional: may match nothing.
+    match: shell pattern on layer names. weight, activation: one of FORMATS ("float" leaves it alone; "int8"
+    activations become the target's own 8-bit format; a target refuses what it cannot run). reason: goes into the site
+    file. optional: may match nothing.
     """
 
     match: str
@@ -71,10 +72,9 @@ PRESETS: Mapping[str, tuple[Rule, ...]] = {
 
 
 def preset(name: str) -> tuple[Rule, ...]:
-    """The rules of a named preset; RecipeError naming the nearest one when it does not exist."""
+    """The rules of a named preset. Raises: RecipeError naming the nearest one when there is none."""
     if name not in PRESETS:
-        near = get_close_matches(name, PRESETS, 1) or list(PRESETS)
-        raise RecipeError(f"unknown preset {name!r}; use {' or '.join(repr(n) for n in near)}")
+        raise RecipeError(unknown("preset", name, PRESETS))
     return PRESETS[name]
 
 

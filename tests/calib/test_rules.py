@@ -53,7 +53,7 @@ def test_presets_apply_to_models_without_attention():
 
 
 def test_an_unknown_format_or_preset_names_the_valid_ones():
-    with pytest.raises(RecipeError, match="use one of float, int8, int4, float8"):
+    with pytest.raises(RecipeError, match="use one of float, int8, int4, float8, int16"):
         Rule("*", weight="int3")
-    with pytest.raises(RecipeError, match="use '8w8a'"):
+    with pytest.raises(RecipeError, match="did you mean '8w8a'"):
         preset("w8a8")

@@ -1,0 +1,115 @@
+"""From the float graph and calibrated ranges to one quantized graph per target.
+
+    unet.float.onnx + ranges -> place (decide) -> insert (write) -> check -> unet.<target>.onnx +
+    unet.<target>.sites.json
+
+The site file lists every decision with its reason, quantized or not, and how much of the work they cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quaver.calib.graph import Layer, layers
+from quaver.calib.rules import Rule, preset
+from quaver.exporter.modelfile import load_model, save_model
+from quaver.exporter.placement import Ranges, Site, place, quantized_layers
+from quaver.exporter.qdq import insert
+from quaver.exporter.targets import Target, find_target
+from quaver.runtime.artifact import Stamp, load_tensors, save_json
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.engine import open_engine
+from quaver.runtime.errors import EngineError, RecipeError
+from quaver.runtime.lazy import need
+from quaver.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """The table [export] of a recipe."""
+
+    preset: str = "8w8a"  # the rules to start from: "8w8a" or "float"
+    targets: tuple[str, ...] = ("ort-cpu", "tensorrt-rtx")
+    rules: tuple[Rule, ...] = ()  # tried before the preset's: [[export.rules]] match, weight, activation, reason
+    isa: str = "portable"  # "native": code weights for this machine's CPU only
+
+
+def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: Progress) -> Path:
+    """Write unet.<target>.onnx and its sites for every target; returns the last graph written.
+
+    Raises: RecipeError for rules or targets that cannot be meant, ArtifactError for unusable ranges, EngineError when a
+    runtime refuses the result.
+    """
+    if not settings.targets:
+        raise RecipeError("export.targets is empty: name 'ort-cpu', 'tensorrt-rtx' or both")
+    targets = [find_target(name, isa=settings.isa) for name in settings.targets]
+    rules, ranges = (*settings.rules, *preset(settings.preset)), read_ranges(bundle)
+    with progress.bar(len(targets), "export") as bar:
+        for target in targets:
+            model = load_model(bundle.float_unet)
+            found = layers(model)
+            sites = place(found, rules, target, ranges)
+            check(insert(model, found, sites, ranges, target), target)
+            save_json(bundle.sites(target.name), site_table(found, sites, target), stamp)
+            save_model(model, bundle.qdq(target.name), stamp)
+            if target.name == "ort-cpu":
+                open_engine(bundle.qdq(target.name)).close()
+            bar.step()
+            progress.say(summary(found, sites, target))
+    return bundle.qdq(targets[-1].name)
+
+
+def read_ranges(bundle: Bundle) -> Ranges:
+    """amin and amax of every calibrated edge. Raises: ArtifactError when the file is not there or damaged."""
+    tensors, meta = load_tensors(bundle.ranges, "ranges")
+    limits = zip(tensors["amin"].tolist(), tensors["amax"].tolist(), strict=True)
+    return dict(zip(meta["edges"], limits, strict=True))
+
+
+def check(model: onnx.ModelProto, target: Target) -> None:
+    """Hold a graph against the ONNX specification. Raises: EngineError with the checker's words."""
+    checker = need("onnx", extra="export").checker
+    if sum(len(t.raw_data) for t in model.graph.initializer) > 1 << 30:
+        return  # the checker serializes, and protobuf ends at 2 GB; onnxruntime checks what it loads
+    try:
+        checker.check_model(model)
+    except Exception as error:  # the checker's class lies in its C++ module
+        line = str(error).strip().splitlines()[0]
+        raise EngineError(f"the graph for {target.name} is not valid ONNX ({line}): report it as a bug") from error
+
+
+def site_table(found: Sequence[Layer], sites: Sequence[Site], target: Target) -> dict[str, Any]:
+    """The content of a site file: target, coverage, the layers with their work, every site."""
+    return {
+        "target": target.name,
+        "coverage": coverage(found, quantized_layers(sites)),
+        "layers": [{"name": x.name, "node": x.node, "op": x.op, "macs": x.macs} for x in found],
+        "sites": [*map(asdict, sites)],
+    }
+
+
+def coverage(found: Sequence[Layer], covered: Sequence[str]) -> dict[str, float]:
+    """Which share of layers, and of their multiply-accumulates, `covered` names hold."""
+    names, macs = set(covered), sum(layer.macs or 0 for layer in found)
+    inside = [layer for layer in found if layer.name in names]
+    return {
+        "layers": len(inside),
+        "of_layers": len(found),
+        "by_count": len(inside) / max(len(found), 1),
+        "by_macs": sum(layer.macs or 0 for layer in inside) / max(macs, 1),
+    }
+
+
+def summary(found: Sequence[Layer], sites: Sequence[Site], target: Target) -> str:
+    """One line for the log."""
+    share = coverage(found, quantized_layers(sites))
+    return (
+        f"{target.name}: {share['layers']} of {share['of_layers']} layers in integers, "
+        f"{share['by_macs']:.0%} of the multiply-accumulates"
+    )

@@ -1,0 +1,91 @@
+"""Where a model comes from: a diffusers folder, the embedded one, or a hub repository fetched into such a folder.
+
+Only weights and JSON are read: safetensors, or a checkpoint through torch's weights-only unpickler. No code that comes
+with a model is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quaver.runtime.errors import RecipeError
+from quaver.runtime.lazy import need
+
+if TYPE_CHECKING:
+    import torch
+
+UNET_CLASS = "UNet2DConditionModel"
+FETCHED = ("*.json", "unet/*.safetensors", "tokenizer/*")
+
+
+def model_folder(source: str) -> Path:
+    """The diffusers folder that `source` names: "demo", a path, or a hub id "owner/name" (downloaded).
+
+    Raises: RecipeError when there is no such folder, or the hub does not give it.
+    """
+    if source == "demo":
+        return Path(str(files("quaver.demo"))) / "model"
+    folder = Path(source).expanduser()
+    if folder.is_dir() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        return folder
+    hub = need("huggingface_hub", extra="export")
+    try:
+        return Path(hub.snapshot_download(source, allow_patterns=list(FETCHED)))
+    except Exception as error:  # offline, unknown, gated: the hub has a class for each
+        reason = str(error).splitlines()[0]
+        raise RecipeError(
+            f"model.source {source!r} is no folder here, and the hub did not give it ({reason}): "
+            "name a diffusers folder, or 'demo'"
+        ) from error
+
+
+def load_unet(folder: Path) -> torch.nn.Module:
+    """The UNet2DConditionModel of a diffusers folder in fp32, ready for inference.
+
+    Raises: RecipeError when the folder has no such network or its weights do not fit it.
+    """
+    config = read_config(folder / "unet" / "config.json")
+    if (found := config.get("_class_name")) != UNET_CLASS:
+        raise RecipeError(f"{folder}/unet is a {found}, expected {UNET_CLASS}: this quaver traces no other network yet")
+    torch, diffusers = need("torch", extra="export"), need("diffusers", extra="export")
+    try:
+        unet = diffusers.UNet2DConditionModel.from_pretrained(
+            folder / "unet", local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise RecipeError(f"{folder}/unet does not load ({_line(error)}): copy the model folder again") from error
+    return unet.eval()
+
+
+def load_parts(source: str, folder: Path) -> dict[str, torch.nn.Module]:
+    """The networks beside the U-Net by name: text_encoder, vae_decoder, vocoder, probe; none when it has another shape.
+
+    Raises: RecipeError when the embedded model is damaged.
+    """
+    if source != "demo" and not (folder / "probe").is_dir():
+        return {}
+    try:
+        parts = need("quaver.demo.components", extra="export").load_components(folder)
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise RecipeError(f"{folder} is damaged ({_line(error)}): install quaver again") from error
+    return {name: module.eval() for name, module in parts.items()}
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """A JSON object of a model folder. Raises: RecipeError when it is not there or not JSON."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RecipeError(
+            f"{path} does not exist: model.source must name a diffusers folder with unet/, scheduler/ and tokenizer/"
+        ) from error
+    except ValueError as error:
+        raise RecipeError(f"{path} is not JSON ({error}): copy the model folder again") from error
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

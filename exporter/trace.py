@@ -1,0 +1,266 @@
+"""From torch modules to float ONNX graphs: everything behind this stage sees only ONNX.
+
+The denoiser eps = f(x_t, t, c) of a family becomes `unet.float.onnx`, the networks around it one file each, all traced
+by torch's exporter with a free batch size and compared with torch on random inputs before they count:
+
+    || f_onnx(x) - f_torch(x) || / || f_torch(x) || <= PARITY
+
+What the exporter knows about the origin of a node is reduced to its module path (passes.provenance).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quaver.exporter.modelfile import save_model
+from quaver.exporter.passes import clean
+from quaver.exporter.passes.provenance import WRAPPER
+from quaver.exporter.source import load_parts, load_unet, model_folder, read_config
+from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.errors import EngineError, RecipeError
+from quaver.runtime.family import find_family
+from quaver.runtime.lazy import need
+from quaver.runtime.progress import Progress
+from quaver.runtime.sample import SamplingSettings
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+OPSET = 21
+PARITY = 1e-3
+SAMPLE_RATE = 16_000
+OUTPUTS = {"text_encoder": ("text_embeds",), "vae_decoder": ("mel",), "vocoder": ("waveform",)}
+FREE = {"input_ids": ("batch", "length"), "attention_mask": ("batch", "length")}  # of all else, only the batch
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The table [model] of a recipe."""
+
+    family: str = "audioldm"  # how the model's tensors are called and what they mean
+    source: str = "demo"  # "demo", a diffusers folder, or a hub id
+    frames: int = 0  # latent frames T; 0: the sample_size the model was trained with
+    bins: int = 16  # latent frequency bins F
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph, and the arrays on which torch was heard."""
+
+    model: onnx.ModelProto
+    feeds: Mapping[str, np.ndarray]
+    expected: tuple[np.ndarray, ...]
+
+
+def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Progress) -> Path:
+    """Write unet.float.onnx, its components, tokenizer, scheduler and, last, bundle.json; returns unet.float.onnx.
+
+    Raises: RecipeError for a source that is no such model, EngineError when ONNX and torch disagree.
+    """
+    find_family(settings.family)
+    folder = model_folder(settings.source)
+    unet, parts = load_unet(folder), load_parts(settings.source, folder)
+    shape = latent_shape(unet.config, settings)
+    with progress.bar(1 + len(parts), "trace") as bar:
+        save_model(check(trace_unet(unet, shape), "unet").model, bundle.float_unet, stamp)
+        bar.step()
+        for name, traced in trace_parts(parts, shape):
+            save_model(check(traced, name).model, bundle.component(name), stamp)
+            bar.step()
+    files = [bundle.float_unet, *map(bundle.component, parts), *copy_configs(folder, bundle)]
+    save_json(
+        bundle.card, card(bundle, settings, unet, shape, list(parts)) | {"digests": _digests(bundle, files)}, stamp
+    )
+    if not parts:
+        progress.say(f"{settings.source} has no text encoder, decoder and vocoder that trace: the U-Net stands alone")
+    return bundle.float_unet
+
+
+def trace_unet(unet: torch.nn.Module, shape: Sequence[int]) -> Traced:
+    """The graph of an AudioLDM-shaped U-Net: x_t [B, *shape], t [B] and one text vector [B, D] in, prediction out.
+
+    Raises: RecipeError for a U-Net that is conditioned otherwise.
+    """
+    torch = need("torch", extra="export")
+    if unet.config.class_embed_type != "simple_projection":
+        raise RecipeError(
+            f"the U-Net's class_embed_type is {unet.config.class_embed_type!r}, the family audioldm needs "
+            "'simple_projection': name the family and source that belong together"
+        )
+    draw = torch.Generator().manual_seed(0)
+    feeds = {
+        "sample": torch.randn(2, *shape, generator=draw),
+        "timestep": torch.tensor([901, 11]),
+        "class_labels": torch.randn(2, unet.config.projection_class_embeddings_input_dim, generator=draw),
+    }
+    return trace_module(_audioldm(unet), feeds, ("out",))
+
+
+def trace_parts(parts: Mapping[str, torch.nn.Module], shape: Sequence[int]) -> Iterator[tuple[str, Traced]]:
+    """The graphs of the networks around a denoiser of latents [B, *shape]; what one answers feeds the next.
+
+    An input is called what the module's `forward` calls it. Raises: RecipeError for one that nothing makes.
+    """
+    torch = need("torch", extra="export")
+    known = {
+        "input_ids": torch.tensor([[2, 3, 4, 5], [2, 3, 0, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+        "latents": torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)),
+    }
+    for name, part in parts.items():
+        wanted, outputs = list(inspect.signature(part.forward).parameters), _outputs(name)
+        if missing := [key for key in wanted if key not in known]:
+            raise RecipeError(f"the component {name} reads {missing[0]!r}; known are {', '.join(known)}")
+        traced = trace_module(part, {key: known[key] for key in wanted}, outputs)
+        known |= {key: torch.from_numpy(value) for key, value in zip(outputs, traced.expected, strict=True)}
+        yield name, traced
+
+
+def trace_module(module: torch.nn.Module, feeds: Mapping[str, torch.Tensor], outputs: Sequence[str]) -> Traced:
+    """One module as an ONNX graph with named inputs and outputs; batch (dimension 0) and token lengths are free."""
+    torch = need("torch", extra="export")
+    need("onnxscript", extra="export")
+    free = {name: FREE.get(name, ("batch",)) for name in feeds}
+    with torch.no_grad():
+        answer = module(*feeds.values())
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            tuple(feeds.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(feeds),
+            output_names=list(outputs),
+            dynamic_shapes=tuple(dict.fromkeys(range(len(f)), torch.export.Dim.DYNAMIC) for f in free.values()),
+            verbose=False,
+        )
+    model = program.model_proto
+    clean(model)
+    _name_dimensions(model, free)
+    answers = answer if isinstance(answer, tuple) else (answer,)
+    return Traced(model, {k: v.numpy() for k, v in feeds.items()}, tuple(a.numpy() for a in answers))
+
+
+def check(traced: Traced, name: str) -> Traced:
+    """The same graph, once onnxruntime agrees with torch on it, also for a batch of another size.
+
+    Raises: EngineError with the observed difference.
+    """
+    ort = need("onnxruntime", extra="export")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(traced.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for batch in (2, 1):
+        answers = session.run(None, {key: value[:batch] for key, value in traced.feeds.items()})
+        worst = max(_distance(a, e[:batch]) for a, e in zip(answers, traced.expected, strict=True))
+        if not worst <= PARITY:
+            raise EngineError(
+                f"{name}: ONNX differs from torch by {worst:.1e} relative, allowed {PARITY:.0e}: "
+                "report the model and 'quaver doctor' as a bug"
+            )
+    return traced
+
+
+def latent_shape(config: Mapping[str, Any], settings: ModelSettings) -> tuple[int, int, int]:
+    """[C, T, F] of the latents a U-Net works on. Raises: RecipeError when the length is said nowhere."""
+    size = config["sample_size"]
+    frames = settings.frames or (size[0] if isinstance(size, (list, tuple)) else size)
+    if not frames:
+        raise RecipeError("the model does not say how long its latents are: set model.frames")
+    return int(config["in_channels"]), int(frames), settings.bins
+
+
+def copy_configs(folder: Path, bundle: Bundle) -> list[Path]:
+    """Copy scheduler and, if there is one, tokenizer into the bundle. Raises: RecipeError without a scheduler."""
+    scheduler, tokenizer = folder / "scheduler" / "scheduler_config.json", folder / "tokenizer" / "tokenizer.json"
+    read_config(scheduler)
+    pairs = [(s, t) for s, t in ((scheduler, bundle.scheduler), (tokenizer, bundle.tokenizer)) if s.exists()]
+    for source, target in pairs:
+        with atomic(target) as temporary:
+            shutil.copyfile(source, temporary)
+    return [target for _, target in pairs]
+
+
+def card(
+    bundle: Bundle, settings: ModelSettings, unet: torch.nn.Module, shape: Sequence[int], parts: Sequence[str]
+) -> dict[str, Any]:
+    """What the runtime must know about the model (runtime.family says what each field means)."""
+    vocoder = model_folder(settings.source) / "vocoder" / "config.json"
+    local = Path(settings.source).expanduser().is_dir()
+    return {
+        "family": settings.family,
+        "source": Path(settings.source).resolve().name if local else settings.source,
+        "latent_shape": list(shape),
+        "embedding": int(unet.config.projection_class_embeddings_input_dim),
+        "sample_rate": int(read_config(vocoder).get("sampling_rate", SAMPLE_RATE)) if vocoder.exists() else SAMPLE_RATE,
+        "prediction": read_config(bundle.scheduler).get("prediction_type", "epsilon"),
+        "sampler": vars(SamplingSettings()),
+        "parameters": sum(p.numel() for p in unet.parameters()),
+        "components": {name: digest_file(bundle.component(name)) for name in parts},
+    }
+
+
+def _audioldm(unet: torch.nn.Module) -> torch.nn.Module:
+    """The U-Net with the inputs of its family and nothing else."""
+    torch = need("torch", extra="export")
+
+    class Denoiser(torch.nn.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(WRAPPER, unet)
+
+        def forward(self, sample: Any, timestep: Any, class_labels: Any) -> Any:
+            return getattr(self, WRAPPER)(sample, timestep, None, class_labels=class_labels, return_dict=False)[0]
+
+    return Denoiser().eval()
+
+
+def _outputs(name: str) -> tuple[str, ...]:
+    """What a component answers; the probe's answers are features and the logits of the embedded model's attributes."""
+    return OUTPUTS.get(name) or ("features", *need("quaver.demo.world", extra="export").ATTRIBUTES)
+
+
+def _digests(bundle: Bundle, files: Sequence[Path]) -> dict[str, str]:
+    return {path.relative_to(bundle.root).as_posix(): digest_file(path) for path in files}
+
+
+def _name_dimensions(model: onnx.ModelProto, free: Mapping[str, Sequence[str]]) -> None:
+    """Give the free dimensions of the inputs their names, everywhere they occur."""
+    new = {}
+    for value in model.graph.input:
+        for dim, name in zip(value.type.tensor_type.shape.dim, free[value.name], strict=False):
+            new[dim.dim_param] = name
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in new:
+                dim.dim_param = new[dim.dim_param]
+
+
+def _distance(answer: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(answer - expected) / max(float(np.linalg.norm(expected)), 1e-12))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter prints, logs and warns about its own internals; stdout belongs to the paths we write."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

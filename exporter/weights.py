@@ -1,0 +1,83 @@
+"""Integer codes of a layer's weights, scaled per output channel.
+
+    s_c = max |w_c| / qmax        q = round(w / s_c)        bias code = round(b / (s_x s_c)), int32
+
+s_c grows where it must: until every pair of neighbouring codes of one sign sums to at most `pair_limit` (targets),
+and until the bias fits 31 bits. A channel without weights takes the largest scale of the others, which keeps its bias
+exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quaver.calib.quant import INT32, Format, quantize
+
+LARGEST_BIAS = 2.0**30
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Codes [shape of the weight], fp32 scale [C] and, when asked for, int32 bias codes [C] with scale [C]."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray | None = None
+    bias_scale: np.ndarray | None = None
+
+
+def code_weight(
+    weight: np.ndarray,
+    fmt: Format,
+    *,
+    axis: int,
+    bias: np.ndarray | None = None,
+    input_scale: float | None = None,
+    pair_limit: int | None = None,
+) -> Coded:
+    """Codes of a weight along its output-channel `axis`; the bias [C] is coded when `input_scale` is given."""
+    rows = np.moveaxis(np.asarray(weight, np.float32), axis, 0)
+    scale = _scales(rows, fmt)
+    if bias is not None and input_scale is not None:
+        scale = np.maximum(scale, (np.abs(bias) / (input_scale * LARGEST_BIAS)).astype(np.float32))
+    if pair_limit is not None and fmt.kind == "int":
+        scale = _widen(rows, scale, fmt, pair_limit)
+    codes = np.moveaxis(quantize(rows, scale, np.int32(0), fmt, axis=0), 0, axis)
+    if bias is None or input_scale is None:
+        return Coded(codes, scale)
+    bias_scale = np.float32(input_scale) * scale
+    return Coded(codes, scale, quantize(bias, bias_scale, np.int32(0), INT32, axis=0), bias_scale)
+
+
+def pair_sums(codes: np.ndarray) -> np.ndarray:
+    """Largest sum of two neighbouring codes of one sign, per channel [C], of codes [C, ...].
+
+    Kernels walk a convolution's window either channel by channel or position by position; both orders count.
+    """
+    orders = [codes.reshape(len(codes), -1)]
+    if codes.ndim > 2:
+        orders.append(np.moveaxis(codes, 1, -1).reshape(len(codes), -1))
+    return np.max([_pairs(order.astype(np.int32)) for order in orders], axis=0)
+
+
+def _scales(rows: np.ndarray, fmt: Format) -> np.ndarray:
+    largest = np.abs(rows.reshape(len(rows), -1)).max(axis=1) / np.float32(fmt.qmax)
+    idle = largest.max() if largest.max() > 0 else np.float32(1)
+    return np.where(largest > np.finfo(np.float32).tiny, largest, idle).astype(np.float32)
+
+
+def _widen(rows: np.ndarray, scale: np.ndarray, fmt: Format, limit: int) -> np.ndarray:
+    """Scales grown by the excess of the worst pair until none is left; rounding may ask for a second round."""
+    while (sums := pair_sums(quantize(rows, scale, np.int32(0), fmt, axis=0))).max() > limit:
+        scale = np.where(sums > limit, scale * np.maximum(sums / limit, 1.002), scale).astype(np.float32)
+    return scale
+
+
+def _pairs(rows: np.ndarray) -> np.ndarray:
+    padded = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2)))
+    even, odd = padded[:, 0::2], padded[:, 1::2]
+    up = np.maximum(even, 0) + np.maximum(odd, 0)
+    down = np.minimum(even, 0) + np.minimum(odd, 0)
+    return np.maximum(up, -down).max(axis=1)

@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import pytest
+
+from quaver.calib.graph import layers
+from quaver.calib.quant import UINT8, scale_zero_point
+from quaver.calib.rules import Rule
+from quaver.exporter.export import ExportSettings, export, read_ranges
+from quaver.runtime.artifact import Stamp, load_json, read_stamp, save_tensors
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.engine import open_engine
+from quaver.runtime.errors import ArtifactError, RecipeError
+from quaver.runtime.progress import quiet
+
+onnx = pytest.importorskip("onnx")
+
+
+def run(bundle: Bundle, **settings):
+    return export(bundle, ExportSettings(**settings), stamp=Stamp("export", settings="s"), progress=quiet())
+
+
+def answers(path, feeds):
+    with open_engine(path, threads=1) as engine:
+        return engine(feeds)
+
+
+@pytest.fixture(scope="module")
+def exported(traced, tmp_path_factory):
+    import shutil
+
+    root = tmp_path_factory.mktemp("exported") / "bundle"
+    shutil.copytree(traced.root, root)
+    run(Bundle(root))
+    return Bundle(root)
+
+
+def test_both_graphs_stay_close_to_the_float_one(exported, feeds):
+    reference = answers(exported.float_unet, feeds)
+    for target in ("ort-cpu", "tensorrt-rtx"):
+        error = np.linalg.norm(answers(exported.qdq(target), feeds) - reference) / np.linalg.norm(reference)
+        assert error < 0.05, target
+
+
+def test_every_layer_has_an_answer_with_a_reason(exported):
+    for target in ("ort-cpu", "tensorrt-rtx"):
+        table = load_json(exported.sites(target), "export")
+        assert {s["layer"] for s in table["sites"]} == {layer["name"] for layer in table["layers"]}
+        assert all(site["reason"] for site in table["sites"])
+
+
+def test_the_preset_leaves_attention_ends_and_time_embedding_float(exported):
+    sites = load_json(exported.sites("ort-cpu"), "export")["sites"]
+    coded = {s["layer"] for s in sites if s["role"] == "weight"}
+    kept = {s["layer"] for s in sites if s["role"] == "layer"}
+    assert {"conv_in", "conv_out", "class_embedding", "time_embedding.linear_1"} <= kept
+    assert any(".attn2.to_out" in name for name in kept) and not any(".attn" in name for name in coded)
+    assert {"mid_block.resnets.0.conv1", "mid_block.resnets.0.time_emb_proj"} <= coded
+    assert any(name.endswith("ff.net.2") for name in coded)
+
+
+def test_no_quantizer_touches_attention_norms_or_softmax(exported):
+    graph = onnx.load(exported.qdq("ort-cpu")).graph
+    readers = {"Softmax", "LayerNormalization", "InstanceNormalization"}
+    coded = {o for n in graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    inputs = {edge for n in graph.node if n.op_type in readers for edge in n.input}
+    ranged = read_ranges(exported)
+    outputs_of_convs = {
+        s["edge"] for s in load_json(exported.sites("ort-cpu"), "export")["sites"] if s["role"] == "output"
+    }
+    assert inputs & coded <= outputs_of_convs <= ranged.keys()
+
+
+def test_output_of_a_coded_convolution_lies_on_its_grid(exported, feeds):
+    sites = load_json(exported.sites("ort-cpu"), "export")["sites"]
+    edge = next(s["edge"] for s in sites if s["role"] == "output")
+    model = onnx.load(exported.qdq("ort-cpu"))
+    model.graph.output.append(onnx.ValueInfoProto(name=edge))
+    ort = pytest.importorskip("onnxruntime")
+    values = ort.InferenceSession(model.SerializeToString()).run([edge], feeds)[0]
+    scale, zero = scale_zero_point(*read_ranges(exported)[edge], UINT8)
+    codes = values / scale + zero
+    assert np.abs(codes - np.round(codes)).max() < 1e-2 and codes.min() > -0.01 and codes.max() < 255.01
+
+
+def test_files_are_stamped_and_a_third_of_the_float_size(exported):
+    for target in ("ort-cpu", "tensorrt-rtx"):
+        assert read_stamp(exported.qdq(target)) == read_stamp(exported.sites(target)) == Stamp("export", settings="s")
+        coded = load_json(exported.sites(target), "export")["coverage"]
+        assert coded["by_macs"] > 0.5
+        assert exported.qdq(target).stat().st_size < 0.75 * exported.float_unet.stat().st_size
+
+
+def test_a_rule_of_the_recipe_goes_before_the_preset(bundle):
+    run(bundle, targets=("ort-cpu",), rules=(Rule("mid_block.*", "float", "float", "mine"),))
+    sites = load_json(bundle.sites("ort-cpu"), "export")["sites"]
+    assert {s["reason"] for s in sites if s["layer"].startswith("mid_block")} == {"mine"}
+
+
+def test_a_rule_that_matches_nothing_stops_the_export(bundle):
+    with pytest.raises(RecipeError, match="'mid_blok"):
+        run(bundle, rules=(Rule("mid_blok.resnets.0.conv1"),))
+    assert not bundle.qdq("ort-cpu").exists()
+
+
+def test_a_range_that_is_not_finite_names_the_layer(bundle):
+    ranges = dict(read_ranges(bundle))
+    edge = next(x.input for x in layers(onnx.load(bundle.float_unet)) if x.name == "mid_block.resnets.0.conv1")
+    ranges[edge] = (0.0, float("nan"))
+    limits = np.array(list(ranges.values()), np.float32)
+    save_tensors(
+        bundle.ranges, {"amin": limits[:, 0], "amax": limits[:, 1]}, Stamp("ranges"), meta={"edges": list(ranges)}
+    )
+    with pytest.raises(ArtifactError, match=r"an edge of layer mid_block\.resnets\.0\.conv1"):
+        run(bundle)
+
+
+def test_no_target_is_an_error_that_says_what_to_name(bundle):
+    with pytest.raises(RecipeError, match="name 'ort-cpu', 'tensorrt-rtx' or both"):
+        run(bundle, targets=())
+
+
+def test_site_files_are_json_that_anyone_can_read(exported):
+    table = json.loads(exported.sites("tensorrt-rtx").read_text())
+    assert table["target"] == "tensorrt-rtx" and {"edge", "layer", "format", "reason"} <= table["sites"][0].keys()
