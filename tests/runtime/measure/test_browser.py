@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from quaver.runtime.measure import page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
+
+PATIENCE_S = 120  # a busy machine starts a browser slowly
 
 pytestmark = pytest.mark.browser
 
@@ -49,8 +52,9 @@ class Tab:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self.rest:
-            block = os.read(self.receive, 1 << 16)
-            assert block, "the browser went away"
+            ready, _, _ = select.select([self.receive], [], [], PATIENCE_S)
+            block = os.read(self.receive, 1 << 16) if ready else b""
+            assert block, "the browser went away, or does not answer"
             self.rest += block
         line, _, self.rest = self.rest.partition(b"\0")
         return json.loads(line)

@@ -1,11 +1,29 @@
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from quaver.runtime.measure import latency
+
+
+@pytest.fixture
+def lasting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[], None]]:
+    """Calls that take the seconds they are told, one after another and then the last again, on a clock of their own."""
+    now = [0.0]
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def make(*seconds: float) -> Callable[[], None]:
+        left = list(seconds)
+
+        def call() -> None:
+            now[0] += left.pop(0) if len(left) > 1 else left[0]
+
+        return call
+
+    return make
 
 
 def test_calls_take_turns_each_with_a_call_that_does_not_count():
@@ -17,19 +35,24 @@ def test_calls_take_turns_each_with_a_call_that_does_not_count():
     assert (a.runs, b.runs, a.warmup) == (3, 3, 2)
 
 
-def test_speedup_is_the_ratio_of_two_known_delays():
+def test_speedup_is_the_ratio_of_two_known_times(lasting):
+    a, b, speedup = latency.time_pair(lasting(0.03), lasting(0.02), rng=np.random.default_rng(0), runs=9, warmup=1)
+    assert (a.median_s, b.median_s) == pytest.approx((0.03, 0.02))
+    assert [speedup.low, speedup.value, speedup.high] == pytest.approx([1.5] * 3)
+
+
+def test_a_machine_that_slows_down_slows_both_and_the_ratio_stays(lasting):
+    slowing = [1.1**i for i in range(40)]
     a, b, speedup = latency.time_pair(
-        lambda: time.sleep(0.02), lambda: time.sleep(0.005), rng=np.random.default_rng(0), runs=9, warmup=1
+        lasting(*(2 * s for s in slowing)), lasting(*slowing), rng=np.random.default_rng(0), runs=10, warmup=1
     )
-    assert a.median_s == pytest.approx(0.02, rel=0.25)
-    assert speedup.low <= speedup.value <= speedup.high
-    assert speedup.value == pytest.approx(a.median_s / b.median_s, rel=0.3)
+    assert speedup.value == pytest.approx(2.0)
+    assert a.p95_s > 1.5 * a.median_s and b.p95_s > 1.5 * b.median_s
 
 
-def test_first_call_is_kept_apart():
-    calls = iter([0.03, *[0.0] * 20])
-    timing = latency.time_calls(lambda: time.sleep(next(calls)), runs=5, warmup=1)
-    assert timing.first_s > 0.03 > timing.p95_s >= timing.median_s
+def test_the_first_call_is_kept_apart(lasting):
+    timing = latency.time_calls(lasting(5.0, 1.0), runs=5, warmup=1)
+    assert (timing.first_s, timing.median_s, timing.p95_s) == pytest.approx((5.0, 1.0, 1.0))
 
 
 def test_peak_memory_is_in_bytes_and_counts_a_large_array():
