@@ -7,7 +7,7 @@ RECIPE ?= engines/demo-w8a8.toml
 BUNDLE  = $(basename $(RECIPE))
 BIN    := .venv/bin
 
-.PHONY: run test check format clean
+.PHONY: run test check format
 .DEFAULT_GOAL := run
 
 # Installs once; again only when what is to be installed changed.
@@ -39,6 +39,3 @@ format: .venv/.installed
 .cache/types/quaver:
 	mkdir -p $(@D)
 	ln -sfn ../.. $@
-
-clean:
-	rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

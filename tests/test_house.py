@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "exporter": {"exporter", "calib", "runtime"},
     "demo": {"demo", "runtime"},
 }
-BASE = {"numpy", "onnxruntime", "safetensors", "tokenizers", "array_api_compat", "tomli", "quaver"}
+BASE = {"numpy", "onnxruntime", "safetensors", "tokenizers", "array_api_compat", "tomli", "tomllib", "quaver"}
 MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py") if "data" not in path.parts)
 LAZY = [path for path in MODULES if path.relative_to(ROOT).parts[0] != "demo"]
 PROJECT = read_toml(ROOT / "pyproject.toml")

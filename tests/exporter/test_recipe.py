@@ -1,0 +1,92 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from quaver.exporter.recipe import Recipe, load_recipe
+from quaver.exporter.stages import STAGES
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.config import read_toml, to_config, to_table, to_toml, tomllib
+from quaver.runtime.errors import RecipeError
+
+COMMITTED = sorted((Path(__file__).parents[2] / "engines").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_every_committed_recipe_loads_and_comes_back_from_its_resolved_form(path):
+    recipe = load_recipe(path)
+    assert to_config(Recipe, tomllib.loads(to_toml(to_table(recipe)))) == recipe
+
+
+def test_an_empty_recipe_is_all_defaults(tmp_path):
+    (tmp_path / "r.toml").write_text("")
+    assert load_recipe(tmp_path / "r.toml") == Recipe()
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    (tmp_path / "r.toml").write_text("[sampling]\nsteps = 5\neta = 1.0\n")
+    recipe = load_recipe(tmp_path / "r.toml", ["sampling.steps=7"])
+    assert (recipe.sampling.steps, recipe.sampling.eta) == (7, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[sampl]\nsteps = 5", r"r.toml: unknown section 'sampl'; did you mean 'sampling'\?"),
+        ("[sampling]\nstep = 5", r"r.toml: unknown key in \[sampling\] 'step'; did you mean 'steps'\?"),
+        ("[sampling]\nsteps = 'many'", r'r.toml: sampling.steps is a string \("many"\), expected an integer'),
+        ("[sampling]\nsteps = 0", r"r.toml: sampling.steps is 0, expected 1 or more"),
+        ("[sampling\n", r"r.toml is not TOML"),
+    ],
+)
+def test_what_cannot_be_meant_names_the_file_and_the_fix(tmp_path, text, message):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(tmp_path / "r.toml")
+    assert "\n" not in str(caught.value) and str(caught.value).count("r.toml") == 1
+
+
+def test_a_recipe_that_is_not_there_is_answered_with_the_nearest(tmp_path):
+    (tmp_path / "demo-w8a8.toml").write_text("")
+    with pytest.raises(RecipeError, match=r"no recipe .*demo-w8a.toml: did you mean .*demo-w8a8.toml\?"):
+        load_recipe(tmp_path / "demo-w8a.toml")
+    (tmp_path / "demo-w8a8").mkdir()
+    with pytest.raises(RecipeError, match=r"is a folder, expected a recipe: did you mean .*demo-w8a8.toml\?"):
+        load_recipe(tmp_path / "demo-w8a8")
+    with pytest.raises(RecipeError, match=r"is not a recipe: expected a .toml file"):
+        load_recipe(tmp_path / "demo.yaml")
+
+
+def test_every_section_is_read_by_a_stage_and_every_stage_reads_sections_that_exist():
+    read = {section for stage in STAGES for section in stage.settings}
+    assert read == {field.name for field in fields(Recipe)}
+
+
+def test_a_stage_reads_only_what_stages_before_it_write():
+    bundle, recipe, written = Bundle(Path("b")), Recipe(), set()
+    for stage in STAGES:
+        inside = {path for path in stage.reads(bundle, recipe) if path.is_relative_to("b")}
+        assert inside <= written, stage.name
+        written |= {*stage.writes(bundle, recipe), *stage.beside(bundle, recipe)}
+
+
+def test_the_stages_name_functions_that_take_what_they_are_given():
+    import inspect
+
+    from quaver.runtime.plug import plug
+
+    for stage in STAGES:
+        parameters = inspect.signature(plug(stage.run, {}, what="stage")).parameters
+        positional = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        assert len(positional) == 1 + len(stage.settings), stage.name
+        assert {"stamp", "progress"} == {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def test_without_its_target_the_plan_is_neither_read_nor_written():
+    recipe = to_config(Recipe, {"export": {"targets": ["ort-cpu"]}})
+    (build,) = [stage for stage in STAGES if stage.name == "build"]
+    assert build.reads(Bundle(Path("b")), recipe) == build.writes(Bundle(Path("b")), recipe) == []
+
+
+def test_the_recipe_files_are_toml_that_anyone_can_read():
+    assert COMMITTED and all(set(read_toml(path)) <= {field.name for field in fields(Recipe)} for path in COMMITTED)
