@@ -1,7 +1,7 @@
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -145,9 +145,11 @@ def test_a_reader_that_stops_reading_is_no_error():
 
 def test_it_starts_in_less_than_three_tenths_of_a_second_beyond_numpy():
     def seconds(code):
-        started = time.perf_counter()
+        """Processor time of a new Python, which a busy machine does not stretch as it does the clock."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code], check=True)
-        return time.perf_counter() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     extra = [seconds("import quaver.exporter.cli") - seconds("import numpy") for _ in range(5)]
     assert min(extra) < 0.3

@@ -64,7 +64,7 @@ def test_an_integer_will_do_for_a_number():
     assert to_config(Ranges, {"percentile": 99}).percentile == 99.0
 
 
-@given(st.text(), st.floats(allow_nan=False), st.integers(-(2**63), 2**63 - 1))
+@given(st.text(), st.floats(allow_nan=False, allow_subnormal=False), st.integers(-(2**63), 2**63 - 1))
 def test_any_text_and_number_survive_the_writer(text, number, integer):
     table = {"s": {"text": text, "number": number, "deep": {"integer": integer, text: [text]}}}
     assert tomllib.loads(to_toml(table)) == table
