@@ -59,7 +59,7 @@ def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: 
             save_json(bundle.sites(target.name), site_table(found, sites, target), stamp)
             save_model(model, bundle.qdq(target.name), stamp)
             if target.name == "ort-cpu":
-                open_engine(bundle.qdq(target.name)).close()
+                load_once(bundle.qdq(target.name))
             bar.step()
             progress.say(summary(found, sites, target))
     return bundle.qdq(targets[-1].name)
@@ -82,6 +82,15 @@ def check(model: onnx.ModelProto, target: Target) -> None:
     except Exception as error:  # the checker's class lies in its C++ module
         line = str(error).strip().splitlines()[0]
         raise EngineError(f"the graph for {target.name} is not valid ONNX ({line}): report it as a bug") from error
+
+
+def load_once(path: Path) -> None:
+    """Let onnxruntime load a graph; one that it refuses does not stay. Raises: EngineError with its words."""
+    try:
+        open_engine(path).close()
+    except EngineError:
+        path.unlink()
+        raise
 
 
 def site_table(found: Sequence[Layer], sites: Sequence[Site], target: Target) -> dict[str, Any]:

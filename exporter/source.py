@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 UNET_CLASS = "UNet2DConditionModel"
-FETCHED = ("*.json", "unet/*.safetensors", "tokenizer/*")
+CONFIGS = ("*.json", "tokenizer/*")
+WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin")  # in order of preference
 
 
 def model_folder(source: str) -> Path:
@@ -34,7 +35,9 @@ def model_folder(source: str) -> Path:
         return folder
     hub = need("huggingface_hub", extra="export")
     try:
-        return Path(hub.snapshot_download(source, allow_patterns=list(FETCHED)))
+        there = set(hub.list_repo_files(source))
+        weights = [name for name in WEIGHTS if name in there][:1]
+        return Path(hub.snapshot_download(source, allow_patterns=[*CONFIGS, *weights]))
     except Exception as error:  # offline, unknown, gated: the hub has a class for each
         reason = str(error).splitlines()[0]
         raise RecipeError(

@@ -3,9 +3,11 @@
 The denoiser eps = f(x_t, t, c) of a family becomes `unet.float.onnx`, the networks around it one file each, all traced
 by torch's exporter with a free batch size and compared with torch on random inputs before they count:
 
-    || f_onnx(x) - f_torch(x) || / || f_torch(x) || <= PARITY
+    || f_onnx(x) - f(x) || <= max(PARITY || f(x) ||, SLACK || f(x + dx) - f(x) ||)
 
-What the exporter knows about the origin of a node is reduced to its module path (passes.provenance).
+dx is a rounding error of fp32, |dx| ~ 1e-6 |x|: a network that amplifies it (phase retrieval in a vocoder is chaotic)
+can agree with itself no better than that. What the exporter knows about the origin of a node is reduced to its module
+path (passes.provenance).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 21
-PARITY = 1e-3
+PARITY, SLACK, ROUNDING = 1e-3, 4.0, 1e-6
 SAMPLE_RATE = 16_000
 OUTPUTS = {"text_encoder": ("text_embeds",), "vae_decoder": ("mel",), "vocoder": ("waveform",)}
 FREE = {"input_ids": ("batch", "length"), "attention_mask": ("batch", "length")}  # of all else, only the batch
@@ -58,11 +60,12 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph, and the arrays on which torch was heard."""
+    """A graph, the arrays on which torch was heard, and how far rounding of the inputs moves its answers, relative."""
 
     model: onnx.ModelProto
     feeds: Mapping[str, np.ndarray]
     expected: tuple[np.ndarray, ...]
+    unrest: float = 0.0
 
 
 def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Progress) -> Path:
@@ -134,8 +137,7 @@ def trace_module(module: torch.nn.Module, feeds: Mapping[str, torch.Tensor], out
     torch = need("torch", extra="export")
     need("onnxscript", extra="export")
     free = {name: FREE.get(name, ("batch",)) for name in feeds}
-    with torch.no_grad():
-        answer = module(*feeds.values())
+    answers, moved = _hear(module, feeds.values()), _hear(module, map(_nudged, feeds.values()))
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -150,8 +152,8 @@ def trace_module(module: torch.nn.Module, feeds: Mapping[str, torch.Tensor], out
     model = program.model_proto
     clean(model)
     _name_dimensions(model, free)
-    answers = answer if isinstance(answer, tuple) else (answer,)
-    return Traced(model, {k: v.numpy() for k, v in feeds.items()}, tuple(a.numpy() for a in answers))
+    unrest = max(map(_distance, moved, answers))
+    return Traced(model, {k: v.numpy() for k, v in feeds.items()}, answers, unrest)
 
 
 def check(traced: Traced, name: str) -> Traced:
@@ -166,9 +168,9 @@ def check(traced: Traced, name: str) -> Traced:
     for batch in (2, 1):
         answers = session.run(None, {key: value[:batch] for key, value in traced.feeds.items()})
         worst = max(_distance(a, e[:batch]) for a, e in zip(answers, traced.expected, strict=True))
-        if not worst <= PARITY:
+        if not worst <= (allowed := max(PARITY, SLACK * traced.unrest)):
             raise EngineError(
-                f"{name}: ONNX differs from torch by {worst:.1e} relative, allowed {PARITY:.0e}: "
+                f"{name}: ONNX differs from torch by {worst:.1e} relative, allowed {allowed:.0e}: "
                 "report the model and 'quaver doctor' as a bug"
             )
     return traced
@@ -247,6 +249,20 @@ def _name_dimensions(model: onnx.ModelProto, free: Mapping[str, Sequence[str]]) 
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in new:
                 dim.dim_param = new[dim.dim_param]
+
+
+def _hear(module: torch.nn.Module, inputs: Iterable[torch.Tensor]) -> tuple[np.ndarray, ...]:
+    """What a module answers, one array an output."""
+    with need("torch", extra="export").no_grad():
+        answer = module(*inputs)
+    return tuple(a.numpy() for a in (answer if isinstance(answer, tuple) else (answer,)))
+
+
+def _nudged(x: torch.Tensor) -> torch.Tensor:
+    """A tensor with an error of fp32 rounding; whole numbers as they are."""
+    torch = need("torch", extra="export")
+    draw = torch.Generator().manual_seed(1)
+    return x * (1 + ROUNDING * torch.randn(x.shape, generator=draw)) if x.is_floating_point() else x
 
 
 def _distance(answer: np.ndarray, expected: np.ndarray) -> float:

@@ -6,11 +6,11 @@ import pytest
 from quaver.calib.graph import layers
 from quaver.calib.quant import UINT8, scale_zero_point
 from quaver.calib.rules import Rule
-from quaver.exporter.export import ExportSettings, export, read_ranges
+from quaver.exporter.export import ExportSettings, export, load_once, read_ranges
 from quaver.runtime.artifact import Stamp, load_json, read_stamp, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
-from quaver.runtime.errors import ArtifactError, RecipeError
+from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.progress import quiet
 
 onnx = pytest.importorskip("onnx")
@@ -113,6 +113,13 @@ def test_a_range_that_is_not_finite_names_the_layer(bundle):
     )
     with pytest.raises(ArtifactError, match=r"an edge of layer mid_block\.resnets\.0\.conv1"):
         run(bundle)
+
+
+def test_a_graph_that_onnxruntime_refuses_does_not_stay(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"no graph")
+    with pytest.raises(EngineError, match="onnxruntime cannot open"):
+        load_once(tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_target_is_an_error_that_says_what_to_name(bundle):

@@ -115,6 +115,18 @@ def test_a_graph_that_differs_from_torch_is_refused():
         check(Traced(model, {"x": x}, (x * 1.01,)), "unet")
 
 
+def test_a_chaotic_network_may_differ_as_much_as_rounding_moves_it():
+    class Chaos(torch.nn.Module):
+        def forward(self, latents):
+            for _ in range(4):
+                latents = torch.sin(50 * latents)
+            return latents
+
+    made = dict(trace_parts({"vae_decoder": Chaos()}, (4, 8, 8)))["vae_decoder"]
+    assert made.unrest > 0.01
+    check(made, "vae_decoder")
+
+
 def test_latent_length_comes_from_the_recipe_before_the_model():
     config = {"in_channels": 8, "sample_size": 128}
     assert latent_shape(config, ModelSettings()) == (8, 128, 16)
@@ -147,6 +159,28 @@ def test_damaged_weights_are_refused_and_nothing_is_written(model_folder, tmp_pa
     with pytest.raises(RecipeError, match=r"does not load .*copy the model folder again"):
         run(tmp_path / "model", tmp_path)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_hub_id_fetches_configs_and_one_file_of_weights(monkeypatch, tmp_path):
+    hub, asked = pytest.importorskip("huggingface_hub"), []
+    both = ["unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.safetensors", "vae/model.bin"]
+    monkeypatch.setattr(hub, "list_repo_files", lambda name: both)
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, allow_patterns: asked.append(allow_patterns) or tmp_path)
+    assert source_folder("owner/model") == tmp_path
+    assert asked == [["*.json", "tokenizer/*", "unet/diffusion_pytorch_model.safetensors"]]
+
+
+def test_a_hub_that_does_not_answer_says_what_else_can_be_named(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(name):
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub, "list_repo_files", offline)
+    with pytest.raises(
+        RecipeError, match=r"the hub did not give it \(no network\): name a diffusers folder, or 'demo'"
+    ):
+        source_folder("owner/model")
 
 
 def test_an_unknown_family_names_the_nearest(model_folder, tmp_path):
