@@ -94,9 +94,15 @@ def capture(
 
     Raises: RecipeError when the records asked for do not exist; EngineError for activations that are not finite.
     """
-    rows = load_prompts(bundle, "calib")[: settings.prompts or None]
+    rows = load_prompts(bundle, "calib")
+    if settings.prompts > len(rows):
+        raise RecipeError(
+            f"capture.prompts is {settings.prompts}, there are {len(rows)} prompts: lower it, or add some"
+        )
+    rows = rows[: settings.prompts or None]
     found = layers(need("onnx", extra="calib").load(bundle.float_unet, load_external_data=False))
-    edges = list(dict.fromkeys(layer.input for layer in found))
+    readers = {layer.input: layer.name for layer in reversed(found)}  # an edge, and the first layer that reads it
+    edges = list(readers)
     rng = np.random.default_rng(settings.seed)
     with open_bundle(bundle, engine_file="float") as session:
         session.engine.close()  # the tapped graph takes its place
@@ -104,7 +110,7 @@ def capture(
             cond = session.family.embed(session.parts, [row["text"] for row in rows])
             seeds = range(settings.seed, settings.seed + len(rows))
             paths = Trajectories(session, run, cond, seeds, sampling, settings.batch)
-            grid, held = observe(paths, edges, hold=settings.hold << 20, progress=progress)
+            grid, held = observe(paths, readers, hold=settings.hold << 20, progress=progress)
             grid = per_layer(grid, edges, found)
             field = Field(
                 resolved_variance(grid), timesteps(session.schedule, sampling.steps), len(session.schedule.alpha_bar)
@@ -131,17 +137,21 @@ def capture(
 
 
 def observe(
-    paths: Trajectories, edges: Sequence[str], *, hold: int, progress: Progress
+    paths: Trajectories, readers: Mapping[str, str], *, hold: int, progress: Progress
 ) -> tuple[Moments, np.ndarray | None]:
-    """Moments [E, S] of the edges over all trajectories, and all x_t [N, S, C, T, F] if they fit into `hold` bytes."""
+    """Moments [E, S] of the tapped edges over all trajectories, and all x_t [N, S, C, T, F] if `hold` bytes hold them.
+
+    `readers` says which layer reads each edge. Raises: EngineError naming it, for values that are not finite.
+    """
+    names = [f"the input of {layer}" for layer in readers.values()]
     at = {int(t): s for s, t in enumerate(timesteps(paths.session.schedule, paths.sampling.steps))}
     shape = (len(paths.seeds), len(at), *paths.session.latent_shape)
     held = np.empty(shape, np.float32) if 4 * np.prod(shape, dtype=float) <= hold else None
-    columns = [no_moments((len(edges),)) for _ in at]
+    columns = [no_moments((len(names),)) for _ in at]
 
     def see(t: int, outputs: Mapping[str, np.ndarray]) -> None:
         seen = read_summaries(outputs)
-        require_finite(np.stack([seen.mean, seen.m2, seen.amin, seen.amax], axis=1), edges, t)
+        require_finite(np.stack([seen.mean, seen.m2, seen.amin, seen.amax], axis=1), names, t)
         columns[at[t]] = merge_moments(columns[at[t]], seen)
 
     with progress.bar(len(paths.seeds) * len(at), "capture") as bar:

@@ -39,7 +39,7 @@ class ObserverOptions:
 
     percentile: float = 99.99
     format: Format = UINT8
-    power: float = 2.4
+    power: float = 2.0
 
 
 @dataclass(frozen=True)

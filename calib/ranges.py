@@ -49,7 +49,7 @@ class RangeSettings:
 
     observer: Literal["minmax", "percentile", "mse"] = "percentile"
     percentile: float = 99.99  # percent of the values of an edge that its range keeps
-    power: float = 2.4  # of the error that mse minimises
+    power: float = 2.0  # of the error that mse minimises (D2-DPM: 2.4)
     bits: int = 8  # of the codes whose error mse minimises
     symmetric: bool = False  # whether those codes are symmetric around zero
     policy: Literal["all", "max", "mean"] = "all"  # from ranges per timestep to one

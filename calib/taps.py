@@ -77,7 +77,6 @@ def open_tapped(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # as the engines run it
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -114,6 +114,8 @@ def test_guidance_of_one_has_one_branch(bundle: Bundle) -> None:
 def test_more_records_than_the_cap_allows_are_refused(bundle: Bundle) -> None:
     with pytest.raises(RecipeError, match=r"100 records from 8 prompts at most 2 times each"):
         run(bundle, replace(SETTINGS, records=100, cap=2))
+    with pytest.raises(RecipeError, match=r"capture\.prompts is 9, there are 8 prompts"):
+        run(bundle, replace(SETTINGS, prompts=9))
     with pytest.raises(RecipeError, match=r"capture\.records is 0, expected 1 or more"):
         CaptureSettings(records=0)
 
@@ -123,5 +125,5 @@ def test_a_broken_model_is_refused_with_layer_and_timestep(bundle: Bundle) -> No
     weight = next(t for t in model.graph.initializer if t.name == "w_in")
     weight.CopyFrom(onnx.numpy_helper.from_array(np.full((8, 3, 3, 3), np.nan, np.float32), "w_in"))
     onnx.save(model, bundle.float_unet)
-    with pytest.raises(EngineError, match=r"h_act is not finite at timestep 751"):
+    with pytest.raises(EngineError, match=r"the input of conv_out is not finite at timestep 751"):
         run(bundle)
