@@ -38,8 +38,9 @@ class Compiled:
 
     @property
     def integer(self) -> bool:
-        """Whether it multiplies coded activations by coded weights."""
-        typed = bool(ACTIVATIONS.intersection(self.inputs[:1])) and bool(WEIGHTS.intersection(self.constants))
+        """Whether it multiplies coded activations by coded weights (held, or unpacked from 4 bits by a mover)."""
+        weights = (*self.inputs[1:], *self.constants)
+        typed = bool(ACTIVATIONS.intersection(self.inputs[:1])) and bool(WEIGHTS.intersection(weights))
         return self.kernel not in MOVERS and typed
 
 

@@ -1,10 +1,18 @@
 import sys
 
+import numpy as np
 import pytest
 
+from quaver.calib.graph import layers
+from quaver.calib.rules import Rule
 from quaver.exporter import build as building
 from quaver.exporter.build import BuildSettings, build, run_planner
 from quaver.exporter.export import ExportSettings, export
+from quaver.exporter.placement import place
+from quaver.exporter.planlog import Compiled
+from quaver.exporter.planner import build_plan
+from quaver.exporter.qdq import insert
+from quaver.exporter.targets import TENSORRT_RTX
 from quaver.runtime.artifact import Stamp, digest_file, load_json, read_stamp
 from quaver.runtime.errors import EngineError, RecipeError
 from quaver.runtime.progress import Progress, quiet
@@ -29,6 +37,32 @@ def test_a_real_plan_runs_every_layer_meant_for_int8_in_an_int8_kernel(bundle):
     assert any(layer["kernel"] == "correlation" and "Int8" in layer["inputs"] for layer in record["layers"])
     assert read_stamp(plan) == STAMP
     assert not [p for p in bundle.root.iterdir() if p.name.startswith(".tmp")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("weight", "activation"), [("int4", "int8"), ("float8", "float8"), ("int8", "int8")])
+@pytest.mark.parametrize("op", ["Conv", "MatMul"])
+def test_every_pattern_of_the_target_compiles_to_a_narrow_kernel(tmp_path, op, weight, activation):
+    pytest.importorskip("tensorrt_rtx")
+    onnx = pytest.importorskip("onnx")
+    shape, dims = ((64, 64, 3, 3), [64, 8, 8]) if op == "Conv" else ((64, 64), [16, 64])
+    value = np.random.default_rng(0).standard_normal(shape, np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(op, ["x", "w"], ["y"], "layer")],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, ["batch", *dims])],
+        [onnx.helper.make_tensor_value_info("y", 1, None)],
+        [onnx.numpy_helper.from_array(value, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    model = onnx.shape_inference.infer_shapes(model)
+    found, ranges = layers(model), {"x": (-3.0, 3.0)}
+    sites = place(found, [Rule("*", weight, activation)], TENSORRT_RTX, ranges)
+    insert(model, found, sites, ranges, TENSORRT_RTX)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    made = build_plan(tmp_path / "m.onnx", tmp_path / "m.plan", ["SM89"], [1, 2, 4])
+    plan = [Compiled(**layer) for layer in made["layers"]]
+    assert any(c.integer and "layer" in c.nodes for c in plan), [(c.kernel, c.inputs, c.constants) for c in plan]
 
 
 def test_without_the_extra_it_says_what_was_left_out_and_how_to_get_it(traced, bundle, monkeypatch, capsys):

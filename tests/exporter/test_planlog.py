@@ -46,6 +46,11 @@ def test_a_fused_kernel_covers_all_its_layers_and_a_float_one_is_named():
     assert covered["missed"] == [{"layer": "conv_d", "kernels": ["correlation Half x Half"]}]
 
 
+def test_four_bit_weights_reach_the_kernel_as_its_second_input():
+    log = [line("u", "kgen", [], ["Int4"], ["c"]), line("c_1", "correlation", ["Int8", "Int8"], ["Float"], ["c"])]
+    assert [c.integer for c in compiled_layers(log)] == [False, True]
+
+
 def test_a_layer_that_only_a_mover_names_is_missed():
     covered = kernel_coverage(list(compiled_layers(LOG[2:3])), [{"name": "conv_a", "node": "conv_a", "macs": None}])
     assert covered["by_count"] == 0 and covered["missed"][0]["kernels"] == ["kgen Float x Float"]
