@@ -26,7 +26,7 @@ from quaver.demo.weights import load_weights, save_weights
 BINS = N_FFT // 2 + 1
 OVERLAP = N_FFT // HOP
 WIDTH = 256
-ITERATIONS = 32
+ITERATIONS = 16
 MOMENTUM = 0.99
 
 
@@ -72,46 +72,61 @@ def _overlap_gain() -> np.ndarray:
     return 1 / np.maximum(squares, 1e-3)
 
 
+def _frame_index() -> np.ndarray:
+    """Sample of the signal at each place of each frame [FRAMES, N_FFT]."""
+    return HOP * np.arange(FRAMES)[:, None] + np.arange(N_FFT)
+
+
+def _piece_index() -> np.ndarray:
+    """Which frame's piece falls on each hop [FRAMES + OVERLAP - 1, OVERLAP], of pieces with OVERLAP - 1 rows of zeros
+    on both sides, flattened."""
+    hop, part = np.arange(FRAMES + OVERLAP - 1)[:, None], np.arange(OVERLAP)
+    return (hop - part + OVERLAP - 1) * OVERLAP + part
+
+
 class Vocoder(nn.Module):
-    """Spectrogram to waveform; a signal is kept as hops [B, FRAMES + OVERLAP - 1, HOP]."""
+    """Spectrogram to waveform; a signal is [B, LENGTH], its spectrum [B, FRAMES, 2, BINS] (real, imaginary)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inverter = Inverter()
         phase = 2 * np.pi * np.outer(np.arange(FRAMES), np.arange(BINS)) * HOP / N_FFT
         analysis, synthesis = fourier_kernels()
-        start = np.concatenate([np.cos(phase), np.sin(phase)], axis=1)
-        constants = {"analysis": analysis, "synthesis": synthesis, "gain": _overlap_gain(), "start": start}
+        start = np.stack([np.cos(phase), np.sin(phase)], axis=1)
+        constants = {"analysis": analysis, "synthesis": synthesis, "gain": _overlap_gain().ravel(), "start": start}
         for name, value in constants.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
+        for name, value in {"frames": _frame_index(), "pieces": _piece_index()}.items():
+            self.register_buffer(name, torch.tensor(value), persistent=False)
 
-    def analyse(self, hops: Tensor) -> Tensor:
-        """STFT of a signal in hops -> [B, FRAMES, 2 BINS]."""
-        return torch.cat([hops[:, part : part + FRAMES] for part in range(OVERLAP)], dim=2) @ self.analysis
+    def analyse(self, signal: Tensor) -> Tensor:
+        """STFT of a signal."""
+        return (signal[:, self.frames] @ self.analysis).unflatten(2, (2, BINS))
 
     def synthesise(self, spectrum: Tensor) -> Tensor:
-        """Inverse STFT, [B, FRAMES, 2 BINS] -> the signal in hops, by weighted overlap-add."""
-        pieces = (spectrum @ self.synthesis).chunk(OVERLAP, dim=2)
-        padded = [F.pad(piece, (0, 0, part, OVERLAP - 1 - part)) for part, piece in enumerate(pieces)]
-        return torch.stack(padded).sum(dim=0) * self.gain
+        """Inverse STFT by weighted overlap-add."""
+        frames = F.pad(spectrum.flatten(2) @ self.synthesis, (0, 0, OVERLAP - 1, OVERLAP - 1))
+        pieces = frames.reshape(frames.shape[0], -1, HOP)[:, self.pieces]
+        return pieces.sum(dim=2).flatten(1) * self.gain
 
     def forward(self, mel: Tensor) -> Tensor:
         """Spectrogram [B, 1, FRAMES, BANDS] in [-1, 1] -> waveform [B, HOP * FRAMES] at 16 kHz."""
         unit = self.inverter(mel[:, 0]).clamp(-1, 1).transpose(1, 2)
         decibels = (unit + 1) / 2 * (CEILING_DB - FLOOR_DB) + FLOOR_DB
-        target = (10.0 ** (decibels / 20) - 10.0 ** (FLOOR_DB / 20)).clamp_min(0) * (N_FFT / 4)
-        target = torch.cat([target, target], dim=2)
-        estimate = target * self.start
-        previous = self.analyse(self.synthesise(estimate))
+        target = ((10.0 ** (decibels / 20) - 10.0 ** (FLOOR_DB / 20)).clamp_min(0) * (N_FFT / 4))[:, :, None]
+        previous = self.analyse(self.synthesise(target * self.start))
         moved = previous
-        for _ in range(ITERATIONS):
-            size = (moved[..., :BINS].square() + moved[..., BINS:].square() + 1e-12).sqrt()
-            estimate = target * moved / torch.cat([size, size], dim=2)
-            consistent = self.analyse(self.synthesise(estimate))
+        for _ in range(ITERATIONS - 1):
+            consistent = self.analyse(self.synthesise(target * _direction(moved)))
             moved = consistent + MOMENTUM * (consistent - previous)
             previous = consistent
-        wave = self.synthesise(estimate).flatten(1)
-        return wave[:, N_FFT // 2 : N_FFT // 2 + HOP * FRAMES]
+        signal = self.synthesise(target * _direction(moved))
+        return signal[:, N_FFT // 2 : N_FFT // 2 + HOP * FRAMES]
+
+
+def _direction(spectrum: Tensor) -> Tensor:
+    """Unit phasors of a spectrum [B, FRAMES, 2, BINS]."""
+    return spectrum / (spectrum.square().sum(dim=2, keepdim=True) + 1e-12).sqrt()
 
 
 def train(data: Path, model: Path, *, steps: int, seed: int, batch: int = 16) -> tuple[Inverter, dict]:
