@@ -61,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=None)
     parser.add_argument("--steps", type=int, default=None)
     given = parser.parse_args(argv)
+    if not REFERENCE.exists():
+        parser.error(
+            f"no {REFERENCE} here: run from the repository's root; 'quaver.demo.evaluate --split test' writes it"
+        )
     reference = load_reference(REFERENCE)
     count = min(given.clips, len(reference.texts))
     sampling = {"guidance": given.guidance, "steps": given.steps}

@@ -16,7 +16,7 @@ from typing import Any
 from quaver.runtime.measure.markup import Markup, h, join
 from quaver.runtime.measure.sections import accuracy, best_correction, cost, origin, plan, probe
 from quaver.runtime.measure.spectrogram import hz_to_mel
-from quaver.runtime.measure.units import decibel, megabytes, percent, span, times
+from quaver.runtime.measure.units import decibel, megabytes, percent, span, spoken, times
 
 Report = Mapping[str, Any]
 Media = Callable[[str], bytes]
@@ -95,7 +95,7 @@ def tiles(report: Report) -> Markup:
         (
             "Latent error",
             percent(best["latent_error"]["value"]),
-            f"{span(best['latent_error'], percent)}, {best['name']}",
+            f"{span(best['latent_error'], percent)}, {spoken(best['name'])}",
         ),
         ("U-Net file", megabytes(judged), f"{reference / judged:.1f}× smaller than {megabytes(reference)}"),
     ]
@@ -136,6 +136,7 @@ def clip(row: Mapping[str, Any], media: Media) -> Markup:
 
 def take(row: Mapping[str, Any], title: str, rate: int, media: Media) -> Markup:
     """One waveform: picture, frequency marks, player."""
+    name = spoken(row["name"])
     error = None if row.get("latent_error") is None else h("small", percent(row["latent_error"]), " error")
     low, high = hz_to_mel(40.0), hz_to_mel(rate / 2)
     marks = [
@@ -147,17 +148,17 @@ def take(row: Mapping[str, Any], title: str, rate: int, media: Media) -> Markup:
         for hz in (250, 1000, 4000)
         if hz < rate / 2
     ]
-    picture = h("img", src=data_uri("image/png", media(row["picture"])), alt=f"Spectrogram of {row['name']}: {title}")
+    picture = h("img", src=data_uri("image/png", media(row["picture"])), alt=f"Spectrogram of {name}: {title}")
     return h(
         "figure",
-        h("figcaption", h("span", row["name"]), error),
+        h("figcaption", h("span", name), error),
         h("div", picture, *marks, h("i", class_="head"), class_="sound"),
         h(
             "audio",
             src=data_uri("audio/wav", media(row["wave"])),
             controls=True,
             preload="metadata",
-            aria_label=f"{row['name']}: {title}",
+            aria_label=f"{name}: {title}",
         ),
         class_="take",
     )

@@ -23,7 +23,7 @@ from quaver.runtime.measure.page import render
 from quaver.runtime.measure.plan import plan_facts
 from quaver.runtime.measure.spectrogram import picture
 from quaver.runtime.measure.trajectories import Pairs, Take, held_out, load_take, save_take, take, take_stamp
-from quaver.runtime.measure.units import percent
+from quaver.runtime.measure.units import percent, spoken
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import FLOAT, Session, open_bundle
@@ -155,7 +155,7 @@ def verdict(rows: Sequence[Mapping[str, Any]], call: Mapping[str, Any], settings
     ]
     ship = all(check["passed"] for check in checks)
     where = "keeps" if ship else "does not keep"
-    sentence = f"{settings.target} with correction {best['name']} {where} the budget of its recipe."
+    sentence = f"{settings.target} with {spoken(best['name'])} {where} the budget of its recipe."
     word = "Ship" if ship else "Do not ship"
     return {"ship": ship, "word": word, "correction": best["name"], "sentence": sentence, "checks": checks}
 

@@ -7,7 +7,17 @@ from typing import Any
 
 from quaver.runtime.measure import chart
 from quaver.runtime.measure.markup import Markup, h, join
-from quaver.runtime.measure.units import decibel, megabytes, milliseconds, number, percent, span, times, whole_percent
+from quaver.runtime.measure.units import (
+    decibel,
+    megabytes,
+    milliseconds,
+    number,
+    percent,
+    span,
+    spoken,
+    times,
+    whole_percent,
+)
 
 Report = Mapping[str, Any]
 
@@ -24,8 +34,8 @@ def accuracy(report: Report) -> Markup:
     marks = [interval_row(row, strong=row["name"] == strong) for row in rows]
     error = chart.intervals(marks, label="Latent error", fmt=percent, limit=limit)
     curves = chart.lines(
-        [(r["name"], r["drift"]) for r in rows],
-        strong=strong,
+        [(spoken(r["name"]), r["drift"]) for r in rows],
+        strong=spoken(strong),
         x="sampling step",
         y="relative error",
         label="Drift",
@@ -59,7 +69,7 @@ def accuracy(report: Report) -> Markup:
 def interval_row(row: Mapping[str, Any], *, strong: bool) -> chart.Row:
     """The latent error of a correction as a mark with its whisker."""
     error = row["latent_error"]
-    return chart.Row(row["name"], error["value"], error["low"], error["high"], strong=strong)
+    return chart.Row(spoken(row["name"]), error["value"], error["low"], error["high"], strong=strong)
 
 
 def accuracy_table(rows: Sequence[Mapping[str, Any]], strong: str) -> Markup:
@@ -68,7 +78,7 @@ def accuracy_table(rows: Sequence[Mapping[str, Any]], strong: str) -> Markup:
     body = [
         h(
             "tr",
-            h("th", r["name"], scope="row"),
+            h("th", spoken(r["name"]), scope="row"),
             cell(r["latent_error"], percent),
             cell(r["snr_db"], decibel),
             cell(r.get("against_none"), lambda v: f"{v:.3f}×"),
@@ -151,7 +161,7 @@ def probe(report: Report) -> Markup:
     body = [
         h(
             "tr",
-            h("th", row["name"], scope="row"),
+            h("th", spoken(row["name"]), scope="row"),
             cell(row["distance"], number),
             *(cell(row["agreement"][name], whole_percent) for name in attributes),
             class_="best" if row["name"] == report["verdict"]["correction"] else None,

@@ -43,3 +43,8 @@ def decibel(value: float) -> str:
 def number(value: float) -> str:
     """Three digits that count."""
     return f"{value:.3g}"
+
+
+def spoken(correction: str) -> str:
+    """The name of a correction in a heading."""
+    return "no correction" if correction == "none" else correction
