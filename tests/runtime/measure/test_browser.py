@@ -64,7 +64,8 @@ class Tab:
 def browser(profile: Path) -> Iterator[Tab]:
     found = next((path for path in map(shutil.which, NAMES) if path), None)
     if found is None:
-        pytest.fail("no Chromium here: apt-get install chromium, or leave these out with -m 'not browser'")
+        # In CI a missing browser must not hide a broken page; elsewhere it is a reader's choice.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium here: apt-get install chromium")
     (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
     command = 'exec 3<&"$1" 4>&"$2"; shift 2; exec "$@"'  # the debugging pipe is file descriptors 3 and 4
     arguments = [found, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
