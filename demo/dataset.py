@@ -55,7 +55,8 @@ def build_split(out: Path, split: str, n: int, *, seed: int, workers: int) -> No
             rows[start] = found
             pictures[start : start + len(found)], waves[start : start + len(found)] = picture, wave
             print(f"\r{split}: {start + len(found)}/{n}", end="", file=sys.stderr, flush=True)
-    pictures.flush(), waves.flush()
+    pictures.flush()
+    waves.flush()
     lines = "".join(json.dumps(row) + "\n" for start in sorted(rows) for row in rows[start])
     (out / f"{split}.jsonl.part").write_text(lines)
     os.replace(out / f"{split}.jsonl.part", out / f"{split}.jsonl")

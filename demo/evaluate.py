@@ -55,7 +55,8 @@ def listen(parts: dict, latents: Tensor) -> tuple[Heard, np.ndarray]:
     for chunk in latents.split(BATCH):
         wave = parts["vocoder"](parts["vae_decoder"](chunk)).clamp(-1, 1)
         found, *logits = parts["probe"](wave)
-        waves.append(wave.numpy()), features.append(found.numpy())
+        waves.append(wave.numpy())
+        features.append(found.numpy())
         classes.append(torch.stack([logit.argmax(1) for logit in logits], dim=1).numpy())
     return Heard(np.concatenate(features), np.concatenate(classes)), np.concatenate(waves)
 

@@ -136,7 +136,8 @@ class Training:
         self.unet, self.average = build_unet(text_width), build_unet(text_width).eval()
         self.average.load_state_dict(self.unet.state_dict())
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
-        self.step, self.seconds, self.curve, self.generator = 0, 0.0, [], seeded(seed)
+        self.step, self.seconds, self.generator = 0, 0.0, seeded(seed)
+        self.curve: list[dict] = []
         if self.path.exists():
             self._restore(torch.load(self.path, weights_only=True))
 

@@ -138,7 +138,7 @@ def draw_sound(rng: np.random.Generator, split: str) -> Sound:
 
 
 def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
-    return words[rng.integers(len(words))]
+    return words[int(rng.integers(len(words)))]
 
 
 def caption(sound: Sound, rng: np.random.Generator) -> str:
