@@ -24,7 +24,7 @@ run: .venv/.installed
 
 # One thread each, or two workers on two cores fight over four.
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: .venv/.installed .cache/types/quaver
 	$(BIN)/ruff format --check .

@@ -1,0 +1,214 @@
+"""The whole chain on a model of the embedded one's shape, with a tiny random U-Net."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from quaver.exporter.chain import stale
+from quaver.exporter.stages import STAGES, opened, run_recipe, run_verb
+from quaver.runtime.artifact import digest_file
+from quaver.runtime.errors import ArtifactError
+from quaver.runtime.progress import quiet
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """
+[model]
+source = "{source}"
+[prompts]
+source = "demo"
+count = 6
+budget = 2
+held_out = 4
+[sampling]
+steps = 3
+[capture]
+records = 8
+batch = 4
+[export]
+targets = ["ort-cpu"]
+[stats]
+trajectories = 4
+batch = 4
+[validate]
+trajectories = 4
+clips = 1
+latency_runs = 2
+latency_warmup = 1
+batch = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A model folder: the embedded model's own parts, a random probe, a U-Net of 0.3 M random weights."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    from quaver.demo.probe import Probe
+    from quaver.demo.weights import save_weights
+
+    folder, demo = tmp_path_factory.mktemp("source"), Path(str(files("quaver.demo"))) / "model"
+    for name in ("text_encoder", "tokenizer", "vae", "vocoder"):
+        shutil.copytree(demo / name, folder / name)
+    torch.manual_seed(0)
+    save_weights(Probe(), folder / "probe", {"_class_name": "Probe"})
+    diffusers.UNet2DConditionModel(
+        sample_size=16,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=(16, 32),
+        class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=128,
+        class_embeddings_concat=True,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).save_pretrained(folder / "unet")
+    diffusers.DDIMScheduler(
+        beta_start=0.0015,
+        beta_end=0.0195,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    ).save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(source, tmp_path_factory):
+    """A recipe and the bundle it became. Shared: read only."""
+    recipe = tmp_path_factory.mktemp("engines") / "tiny.toml"
+    recipe.write_text(RECIPE.format(source=source))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quaver.demo.vocoder.ITERATIONS", 1)  # unrolled 32 times it is slow to trace
+        written = run_recipe(recipe, progress=quiet())
+    return recipe, written
+
+
+@pytest.fixture
+def copied(built, tmp_path):
+    """A copy of that recipe and bundle to write into."""
+    recipe, _ = built
+    shutil.copytree(recipe.parent, tmp_path / "engines")
+    return tmp_path / "engines" / recipe.name
+
+
+def reasons(recipe, *overrides):
+    """Why each stage that is not current would run."""
+    with opened(recipe, overrides, None, quiet()) as run:
+        found = {stage.name: stale(stage, run) for stage in STAGES}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def test_a_recipe_becomes_a_report_and_everything_it_stands_on(built):
+    recipe, written = built
+    bundle = recipe.with_suffix("")
+    assert written == [bundle / "report.json", bundle / "report.html"]
+    there = {path.name for path in bundle.rglob("*") if path.is_file()}
+    assert there >= {
+        "recipe.toml", "bundle.json", "prompts.jsonl", "unet.float.onnx", "text_encoder.onnx", "vae_decoder.onnx",
+        "vocoder.onnx", "tokenizer.json", "scheduler_config.json", "moments.safetensors", "records.safetensors",
+        "ranges.safetensors", "unet.ort-cpu.onnx", "unet.ort-cpu.sites.json", "error_stats.ort-cpu.safetensors",
+    }  # fmt: skip
+    assert not [name for name in there if name.startswith(".tmp")]
+    assert json.loads((bundle / "report.json").read_text())["trajectories"] == 4
+
+
+def test_what_was_just_built_is_current(built):
+    assert reasons(built[0]) == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("model.bins=8", {"trace"}),
+        ("prompts.seed=1", {"prompts"}),
+        ("sampling.eta=1.0", {"capture", "stats", "validate"}),
+        ("capture.records=9", {"capture"}),
+        ("ranges.observer=minmax", {"ranges"}),
+        ("export.preset=float", {"export"}),
+        ("stats.granularity=tensor", {"stats"}),
+        ("validate.clips=0", {"validate"}),
+    ],
+)
+def test_a_changed_setting_is_one_to_the_stages_that_read_it(built, setting, expected):
+    assert reasons(built[0], setting) == dict.fromkeys(expected, "settings changed")
+
+
+def test_an_edited_prompt_is_noticed_by_every_stage_that_reads_prompts(copied):
+    prompts = copied.with_suffix("") / "prompts.jsonl"
+    prompts.write_text(prompts.read_text().replace('"text": "', '"text": "very ', 1))
+    assert reasons(copied) == dict.fromkeys(("capture", "stats", "validate"), "prompts.jsonl changed")
+
+
+def test_another_model_and_a_lost_component_are_reasons_to_trace(copied, source):
+    (copied.with_suffix("") / "vocoder.onnx").unlink()
+    assert reasons(copied)["trace"] == "no vocoder.onnx"
+    (source / "note.txt").write_text("touched")
+    shutil.copy(copied.with_suffix("") / "vae_decoder.onnx", copied.with_suffix("") / "vocoder.onnx")
+    try:
+        assert reasons(copied)["trace"] == f"{source.name} changed"
+    finally:
+        (source / "note.txt").unlink()
+
+
+def test_one_verb_refuses_a_bundle_that_lacks_what_it_reads(copied):
+    (copied.with_suffix("") / "ranges.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"quaver run .*tiny.toml --until ranges"):
+        run_verb(copied, "stats", progress=quiet())
+
+
+@pytest.mark.parametrize("stage", ["capture", "ranges", "export", "stats", "validate"])
+def test_a_stage_that_is_killed_loses_nothing_and_the_next_run_gives_the_same_bytes(copied, stage):
+    bundle = copied.with_suffix("")
+    artifacts = ["samples/records.safetensors", "ranges.safetensors", "unet.ort-cpu.onnx"]
+    before = {name: digest_file(bundle / name) for name in artifacts}
+    argv = [sys.executable, "-m", "quaver.exporter.cli", "run", str(copied), "--force", stage]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as child:
+        while f"{stage}: asked for" not in (line := child.stderr.readline()):
+            assert line, "the run ended before its stage"
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.1)
+        child.send_signal(signal.SIGKILL)
+    run_recipe(copied, progress=quiet())
+    assert {name: digest_file(bundle / name) for name in artifacts} == before
+    assert not list(bundle.rglob(".tmp-*"))
+
+
+def test_ctrl_c_is_one_line_and_the_next_run_goes_on(copied):
+    argv = [sys.executable, "-m", "quaver.exporter.cli", "run", str(copied), "--force", "stats"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as child:
+        while "stats: asked for" not in (line := child.stderr.readline()):
+            assert line
+        child.send_signal(signal.SIGINT)
+        last = child.stderr.read().splitlines()[-1]
+    assert child.returncode == 1
+    assert last == "quaver: interrupted: nothing is lost, and the same command goes on from here"
+    run_recipe(copied, progress=quiet())
+    assert reasons(copied) == {}
+
+
+def test_generate_reads_the_bundle_and_writes_sound(built, tmp_path):
+    recipe, _ = built
+    argv = [
+        sys.executable,
+        "-m",
+        "quaver.exporter.cli",
+        "generate",
+        str(recipe.with_suffix("")),
+        "--prompt",
+        "a low cello",
+    ]
+    out = tmp_path / "cello.wav"
+    done = subprocess.run([*argv, "--out", str(out)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{out}\n" and out.stat().st_size > 60_000
