@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from quaver.runtime.artifact import write_error
 from quaver.runtime.errors import ArtifactError
 
 
@@ -23,7 +22,9 @@ def locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise write_error(path.parent, error) from error
+        raise ArtifactError(
+            f"cannot write {path.parent} ({error.strerror}): name another place with --out DIR"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
