@@ -1,4 +1,4 @@
-"""Progress on stderr: one line that is redrawn on a terminal, one line at the end elsewhere.
+"""Progress on stderr: one line that is redrawn on a terminal, a line now and then elsewhere.
 
 remaining = elapsed * (total - done) / done       [seconds]
 """
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
-_REDRAW = 0.1  # seconds between redraws
+_REDRAW, _REPEAT = 0.1, 30.0  # seconds between lines, on a terminal and elsewhere
 
 
 @dataclass
@@ -22,18 +22,19 @@ class Bar:
     total: int
     label: str
     show: Callable[[str], None]
+    every: float = _REDRAW  # seconds between two calls of `show`
     clock: Callable[[], float] = time.monotonic
     done: int = 0
     started: float = field(init=False)
-    drawn: float = field(init=False, default=float("-inf"))
+    drawn: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.started = self.clock()
+        self.started = self.drawn = self.clock()
 
     def step(self, n: int = 1) -> None:
         """Count `n` more."""
         self.done += n
-        if (now := self.clock()) - self.drawn >= _REDRAW:
+        if (now := self.clock()) - self.drawn >= self.every:
             self.drawn = now
             self.show(self.line())
 
@@ -55,18 +56,19 @@ class Progress:
     def bar(self, total: int, label: str) -> Iterator[Bar]:
         """Count to `total` under a label: `with progress.bar(100, "capture") as bar: bar.step()`."""
         live = self.stream is not None and self.stream.isatty()
-        bar = Bar(total, label, self._redraw if live else lambda line: None)
+        bar = Bar(total, label, self._redraw if live else self.say, every=_REDRAW if live else _REPEAT)
         try:
             yield bar
         finally:
-            self._write(("\r\x1b[K" if live else "") + bar.line() + "\n")
+            self.say(bar.line())
 
     def say(self, line: str) -> None:
-        """Print one line."""
-        self._write(line + "\n")
+        """Print one line, in place of a bar that is drawn."""
+        self._redraw(line + "\n")
 
     def _redraw(self, line: str) -> None:
-        self._write("\r\x1b[K" + line)
+        live = self.stream is not None and self.stream.isatty()
+        self._write("\r\x1b[K" * live + line)
 
     def _write(self, text: str) -> None:
         if self.stream is not None:

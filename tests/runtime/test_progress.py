@@ -21,6 +21,7 @@ def test_time_left_is_time_used_over_what_is_done():
 def test_a_terminal_sees_one_line_that_is_redrawn():
     stream = Terminal()
     with Progress(stream).bar(2, "ranges") as bar:
+        bar.drawn -= 1.0
         bar.step()
         bar.step()
     assert "ranges  1/2" in stream.getvalue() and stream.getvalue().count("\n") == 1
@@ -33,6 +34,15 @@ def test_a_file_sees_one_line_at_the_end_even_when_the_work_fails():
         bar.step(3)
         raise ZeroDivisionError
     assert stream.getvalue().startswith("stats  3/5") and stream.getvalue().count("\n") == 1
+
+
+def test_a_file_sees_a_line_every_half_minute():
+    stream, now = io.StringIO(), [0.0]
+    with Progress(stream).bar(100, "capture") as bar:
+        bar.clock, bar.started, bar.drawn = lambda: now[0], 0.0, 0.0
+        for now[0] in range(1, 101):
+            bar.step()
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["30/100", "60/100", "90/100", "100/100"]
 
 
 def test_quiet_says_nothing(capsys):
