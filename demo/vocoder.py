@@ -125,8 +125,11 @@ class Vocoder(nn.Module):
 
 
 def _direction(spectrum: Tensor) -> Tensor:
-    """Unit phasors of a spectrum [B, FRAMES, 2, BINS]."""
-    return spectrum / (spectrum.square().sum(dim=2, keepdim=True) + 1e-12).sqrt()
+    """Unit phasors of a spectrum [B, FRAMES, 2, BINS]; 0 where it is 0.
+
+    A floor, not an added epsilon: graph optimizers take a sum with 1e-12 for one with 0, and silence becomes NaN.
+    """
+    return spectrum / spectrum.square().sum(dim=2, keepdim=True).sqrt().clamp_min(1e-6)
 
 
 def train(data: Path, model: Path, *, steps: int, seed: int, batch: int = 16) -> tuple[Inverter, dict]:

@@ -19,7 +19,7 @@ from quaver.runtime.audio import write_wav
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.correct import Binding, ErrorStats, check_binding, load_stats, make_correct
 from quaver.runtime.denoise import CORRECTION, denoiser, initial_noise, step_noise
-from quaver.runtime.errors import ArtifactError, QuaverError
+from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import SAMPLERS, SamplingSettings, Step
 from quaver.runtime.session import Session, open_bundle, sampling_of
@@ -158,7 +158,19 @@ def draw(
         on_step=watch,
     )
     decoded = session.family.decode(session.parts, latents) if decode else {}
+    for part, values in decoded.items():
+        check_decoded(values, part, names)
     return Batch(latents, decoded, tuple(prompts), tuple(int(seed) for seed in seeds), sum(clipped))
+
+
+def check_decoded(values: np.ndarray, part: str, names: Sequence[str]) -> None:
+    """Raise EngineError naming the first sample whose decoded `part` [B, ...] is not finite."""
+    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if len(bad):
+        raise EngineError(
+            f"the {part} of {names[bad[0]]} is not finite ({len(bad)} of {len(values)} samples): its latents are, so "
+            "look at the decoder; 'quaver run RECIPE --force trace' writes it anew"
+        )
 
 
 def session_stats(session: Session, settings: SamplingSettings) -> ErrorStats:

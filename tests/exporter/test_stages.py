@@ -186,7 +186,9 @@ def test_a_stage_that_is_killed_loses_nothing_and_the_next_run_gives_the_same_by
 
 
 def test_ctrl_c_is_one_line_and_the_next_run_goes_on(copied):
-    argv = [sys.executable, "-m", "quaver.exporter.cli", "run", str(copied), "--force", "stats"]
+    # Far more trajectories than end before the signal arrives.
+    long = ["--force", "stats", "--set", "stats.trajectories=100000"]
+    argv = [sys.executable, "-m", "quaver.exporter.cli", "run", str(copied), *long]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as child:
         while "stats: asked for" not in (line := child.stderr.readline()):
             assert line
