@@ -68,7 +68,7 @@ def collect_error_stats(
         counts = np.array([joint.count[0] for joint in joints])
         if counts.min() < 2:
             raise EngineError(
-                f"{settings.target} gives nothing finite at timestep {at[counts.argmin()]}: run 'quaver lint' on"
+                f"{settings.target} gives nothing finite at timestep {at[counts.argmin()]}: run 'quaver show' on"
                 f" {bundle.qdq(settings.target).name}, or collect wider ranges"
             )
         bound = binding(replace(session, engine=engine), sampling, reference=session.engine.digest)
