@@ -171,8 +171,18 @@ class Training:
         return float(loss.detach())
 
 
-def train(data: Path, model: Path, *, total: int, peak: float, seed: int, minutes_between_saves: float) -> Training:
-    """Train up to `total` steps, resuming from the checkpoint in `data`."""
+def start_from(state: Training, unet: Path) -> None:
+    """Begin with finished weights instead of random ones, unless a checkpoint was restored."""
+    if state.step == 0:
+        weights = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32).state_dict()
+        state.unet.load_state_dict(weights)
+        state.average.load_state_dict(weights)
+
+
+def train(
+    data: Path, model: Path, *, total: int, peak: float, seed: int, minutes_between_saves: float, start: Path | None
+) -> Training:
+    """Train up to `total` steps, resuming from the checkpoint in `data`, else from the weights in `start`."""
     latents, texts = encode_split(data, model, "train", CAPTIONS)
     held, held_texts = (part[:64] for part in encode_split(data, model, "validation", 1))
     encoder = load_text_encoder(model / "text_encoder")
@@ -181,6 +191,8 @@ def train(data: Path, model: Path, *, total: int, peak: float, seed: int, minute
         empty = encoder(*tokenize(tokenizer, [""]))
     alpha_bar = build_scheduler().alphas_cumprod
     state = Training(data, texts.shape[-1], seed)
+    if start is not None:
+        start_from(state, start)
     g, saved, last = state.generator, time.monotonic(), time.monotonic()
     losses: list[float] = []
     while state.step < total:
@@ -210,6 +222,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--peak", type=float, default=5e-4, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="U-Net folder to begin with, such as demo/model/unet")
     parser.add_argument("--save-minutes", type=float, default=5)
     args = parser.parse_args()
     state = train(
@@ -219,6 +232,7 @@ def main() -> None:
         peak=args.peak,
         seed=args.seed,
         minutes_between_saves=args.save_minutes,
+        start=args.start,
     )
     state.average.half().save_pretrained(args.model / "unet")
     build_scheduler().save_pretrained(args.model / "scheduler")
