@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("build/demo"))
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[3.0])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[2.0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--clips", type=int, default=500)
     args = parser.parse_args()
