@@ -6,6 +6,8 @@ cover models that lack some of the layers they name).
 
 The preset "8w8a" is PTQ4ADM's (arXiv:2409.13894, section 3.3): 8-bit weights and activations for convolutions and for
 feed-forward and projection linears; attention, norms, the first and last convolution and the time embedding stay float.
+"4w8a" is the same with 4-bit weights. "d2-4w8a" is D2-DPM's: 4-bit weights and 8-bit activations
+everywhere, 8 bits for the first and last layers, which read an input of the network or write its output.
 """
 
 from __future__ import annotations
@@ -65,9 +67,16 @@ _KEEP = (
     _float("add_embedding*", "conditioning embedding stays float (preset)"),
 )
 
+_ENDS = ("conv_in", "time_embedding.linear_1", "class_embedding*", "add_embedding.linear_1", "conv_out")
+
 PRESETS: Mapping[str, tuple[Rule, ...]] = {
     "float": (_float("*", "preset float"),),
     "8w8a": (*_KEEP, Rule("*", "int8", "int8", "preset 8w8a", optional=True)),
+    "4w8a": (*_KEEP, Rule("*", "int4", "int8", "preset 4w8a", optional=True)),
+    "d2-4w8a": (
+        *(Rule(match, "int8", "int8", "first or last layer (preset d2-4w8a)", optional=True) for match in _ENDS),
+        Rule("*", "int4", "int8", "preset d2-4w8a", optional=True),
+    ),
 }
 
 

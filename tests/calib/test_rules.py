@@ -37,6 +37,19 @@ def test_preset_8w8a_quantizes_convolutions_and_feed_forward_and_keeps_what_ptq4
     }
 
 
+def test_preset_d2_4w8a_gives_the_ends_eight_bits_and_everything_else_four():
+    decided = resolve(preset("d2-4w8a"), NAMES)
+    assert {rule.activation for rule in decided.values()} == {"int8"}
+    ends = {"time_embedding.linear_1", "class_embedding", "conv_in", "conv_out"}
+    assert {n: r.weight for n, r in decided.items()} == {n: "int8" if n in ends else "int4" for n in NAMES}
+
+
+def test_preset_4w8a_is_8w8a_with_weights_of_four_bits():
+    eight, four = resolve(preset("8w8a"), NAMES), resolve(preset("4w8a"), NAMES)
+    assert {n: r.quantized for n, r in eight.items()} == {n: r.quantized for n, r in four.items()}
+    assert {(r.weight, r.activation) for r in four.values() if r.quantized} == {("int4", "int8")}
+
+
 def test_a_rule_that_matches_nothing_is_an_error_naming_the_nearest_layer():
     with pytest.raises(RecipeError, match="'convout' matches none of the 9 layers; the nearest layer is 'conv_out'"):
         resolve([Rule("convout")], NAMES)
