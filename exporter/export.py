@@ -3,7 +3,9 @@
     unet.float.onnx + ranges -> place (decide) -> insert (write) -> check -> unet.<target>.onnx +
     unet.<target>.sites.json
 
-The site file lists every decision with its reason, quantized or not, and how much of the work they cover.
+Weights are rounded to nearest, or as weights.safetensors has learned it (`rounding`) when the stamp names that file
+among those this graph is made from. The site file lists every decision with its reason, quantized or not, and how much
+of the work they cover.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from quaver.calib.rules import Rule, preset
 from quaver.exporter.modelfile import load_model, save_model
 from quaver.exporter.placement import Ranges, Site, place, quantized_layers
 from quaver.exporter.qdq import insert
+from quaver.exporter.rounding import load_weights, usable
 from quaver.exporter.targets import Target, find_target
 from quaver.runtime.artifact import Stamp, load_tensors, save_json
 from quaver.runtime.bundle import Bundle
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 class ExportSettings:
     """The table [export] of a recipe."""
 
-    preset: str = "8w8a"  # the rules to start from: "8w8a" or "float"
+    preset: str = "8w8a"  # the rules to start from: "8w8a", "4w8a", "d2-4w8a" or "float"
     targets: tuple[str, ...] = ("ort-cpu", "tensorrt-rtx")
     rules: tuple[Rule, ...] = ()  # tried before the preset's: [[export.rules]] match, weight, activation, reason
     isa: str = "portable"  # "native": code weights for this machine's CPU only
@@ -50,18 +53,21 @@ def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: 
         raise RecipeError("export.targets is empty: name 'ort-cpu', 'tensorrt-rtx' or both")
     targets = [find_target(name, isa=settings.isa) for name in settings.targets]
     rules, ranges = (*settings.rules, *preset(settings.preset)), read_ranges(bundle)
+    learned = load_weights(bundle) if bundle.weights.name in stamp.inputs else None
     with progress.bar(len(targets), "export") as bar:
         for target in targets:
             model = load_model(bundle.float_unet)
             found = layers(model)
             sites = place(found, rules, target, ranges)
-            check(insert(model, found, sites, ranges, target), target)
+            codes = usable(learned, found, sites, target) if learned else {}
+            moved = learned.ranges if learned and learned.target == target.name else {}
+            check(insert(model, found, sites, {**ranges, **moved}, target, learned=codes), target)
             save_json(bundle.sites(target.name), site_table(found, sites, target), stamp)
             save_model(model, bundle.qdq(target.name), stamp)
             if target.name == "ort-cpu":
                 load_once(bundle.qdq(target.name))
             bar.step()
-            progress.say(summary(found, sites, target))
+            progress.say(summary(found, sites, target) + f", {len(codes)} with learned rounding" * bool(codes))
     return bundle.qdq(targets[-1].name)
 
 

@@ -29,7 +29,7 @@ from quaver.calib.quant import FLOAT8, INT4, INT8, INT32, UINT8, Format, pack_in
 from quaver.exporter.passes import unused
 from quaver.exporter.placement import Ranges, Site
 from quaver.exporter.targets import Target
-from quaver.exporter.weights import Coded, code_weight
+from quaver.exporter.weights import Coded, code_weight, with_bias
 from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:
@@ -50,9 +50,18 @@ class Draft:
 
 
 def insert(
-    model: onnx.ModelProto, layers: Sequence[Layer], sites: Sequence[Site], ranges: Ranges, target: Target
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    sites: Sequence[Site],
+    ranges: Ranges,
+    target: Target,
+    *,
+    learned: Mapping[str, Coded] | None = None,
 ) -> onnx.ModelProto:
-    """Change `model` in place into the quantized graph that `sites` describe, and return it."""
+    """Change `model` in place into the quantized graph that `sites` describe, and return it.
+
+    `learned` are weight codes and scales by layer name; the others are rounded to nearest.
+    """
     draft = Draft({tensor.name: tensor for tensor in model.graph.initializer})
     nodes = {node.name: node for node in model.graph.node}
     by_layer: dict[str, dict[str, Site]] = defaultdict(dict)
@@ -60,14 +69,21 @@ def insert(
         by_layer[site.layer][site.role] = site
     for layer in layers:
         if "weight" in by_layer[layer.name]:
-            _write_layer(draft, nodes[layer.node], layer, by_layer[layer.name], ranges, target)
+            codes = (learned or {}).get(layer.name)
+            _write_layer(draft, nodes[layer.node], layer, by_layer[layer.name], ranges, target, codes)
     _assemble(model, draft)
     unused.run(model)
     return model
 
 
 def _write_layer(
-    draft: Draft, node: onnx.NodeProto, layer: Layer, sites: Mapping[str, Site], ranges: Ranges, target: Target
+    draft: Draft,
+    node: onnx.NodeProto,
+    layer: Layer,
+    sites: Mapping[str, Site],
+    ranges: Ranges,
+    target: Target,
+    learned: Coded | None,
 ) -> None:
     """Rewire one layer's node to coded input, weight, bias and output, as far as it has such sites."""
     module, input_scale = module_of(node), None
@@ -77,14 +93,12 @@ def _write_layer(
         node.input[0] = _coded_edge(draft, layer.input, ranges, fmt, module)
     fmt = FORMATS[sites["weight"].format]
     array = need("onnx", extra="export").numpy_helper.to_array
-    coded = code_weight(
-        array(draft.constants[layer.weight]),
-        fmt,
-        axis=layer.axis,
-        bias=array(draft.constants[layer.bias]) if "bias" in sites else None,
-        input_scale=input_scale,
-        pair_limit=target.pair_limit,
-    )
+    bias = array(draft.constants[layer.bias]) if "bias" in sites else None
+    if learned is not None:
+        coded = with_bias(learned.codes, learned.scale, bias, input_scale)
+    else:
+        weight, limit = array(draft.constants[layer.weight]), target.pair_limit
+        coded = code_weight(weight, fmt, axis=layer.axis, bias=bias, input_scale=input_scale, pair_limit=limit)
     node.input[1] = _weight(draft, layer, coded, fmt, target.int4[layer.op] if fmt == INT4 else "", module)
     if coded.bias is not None and coded.bias_scale is not None:
         name = f"{layer.name}.bias"

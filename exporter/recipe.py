@@ -15,6 +15,7 @@ from quaver.calib.capture import CaptureSettings
 from quaver.calib.error_stats import StatsSettings
 from quaver.calib.prompts import PromptSettings
 from quaver.calib.ranges import RangeSettings
+from quaver.calib.reconstruct import ReconstructSettings
 from quaver.exporter.build import BuildSettings
 from quaver.exporter.export import ExportSettings
 from quaver.exporter.trace import ModelSettings
@@ -33,6 +34,7 @@ class Recipe:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     ranges: RangeSettings = field(default_factory=RangeSettings)
+    reconstruct: ReconstructSettings = field(default_factory=ReconstructSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     build: BuildSettings = field(default_factory=BuildSettings)
     stats: StatsSettings = field(default_factory=StatsSettings)

@@ -1,6 +1,6 @@
 """The stages of quaver, in their order, as data.
 
-prompts -> trace -> capture -> ranges -> export -> build -> stats -> validate
+prompts -> trace -> capture -> ranges -> reconstruct -> export -> build -> stats -> validate
 """
 
 from __future__ import annotations
@@ -100,6 +100,11 @@ def conditioning(bundle: Bundle) -> list[Path]:
 
 def present(*paths: Path) -> list[Path]:
     """Those that are there."""
+def learns(recipe: Recipe) -> bool:
+    """Whether the recipe wants rounding learned."""
+    return recipe.reconstruct.method != "none"
+
+
     return [path for path in paths if path.exists()]
 
 
@@ -140,9 +145,17 @@ STAGES = (
     Stage(
         "export",
         "write one quantized ONNX graph per target",
+    Stage(
+        "reconstruct",
+        "learn how weights are rounded, when the recipe asks for it",
+        "quaver.exporter.rounding:learn_weights",
+        settings=("reconstruct", "export"),
+        reads=lambda b, r: [b.float_unet, b.card, b.samples, b.ranges] if learns(r) else [],
+        writes=lambda b, r: [b.weights] if learns(r) else [],
+    ),
         "quaver.exporter.export:export",
         settings=("export",),
-        reads=lambda b, r: [b.float_unet, b.ranges],
+        reads=lambda b, r: [b.float_unet, b.ranges, *([b.weights] if learns(r) else [])],
         writes=lambda b, r: [b.qdq(target) for target in r.export.targets],
         beside=lambda b, r: [b.sites(target) for target in r.export.targets],
     ),

@@ -4,7 +4,7 @@
 
 s_c grows where it must: until every pair of neighbouring codes of one sign sums to at most `pair_limit` (targets),
 and until the bias fits 31 bits. A channel without weights takes the largest scale of the others, which keeps its bias
-exact.
+exact. With a `power`, s_c is the scale of least error sum |w - q s|^power instead, which may clip.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quaver.calib.quant import INT32, Format, quantize
+from quaver.calib.quant import INT32, Format, quantize, search_scale
 
 LARGEST_BIAS = 2.0**30
 
@@ -36,15 +36,24 @@ def code_weight(
     bias: np.ndarray | None = None,
     input_scale: float | None = None,
     pair_limit: int | None = None,
+    power: float | None = None,
 ) -> Coded:
     """Codes of a weight along its output-channel `axis`; the bias [C] is coded when `input_scale` is given."""
     rows = np.moveaxis(np.asarray(weight, np.float32), axis, 0)
     scale = _scales(rows, fmt)
+    if power is not None:
+        scale = search_scale(rows, scale, fmt, power=power)
     if bias is not None and input_scale is not None:
         scale = np.maximum(scale, (np.abs(bias) / (input_scale * LARGEST_BIAS)).astype(np.float32))
     if pair_limit is not None and fmt.kind == "int":
         scale = _widen(rows, scale, fmt, pair_limit)
-    codes = np.moveaxis(quantize(rows, scale, np.int32(0), fmt, axis=0), 0, axis)
+    return with_bias(np.moveaxis(quantize(rows, scale, np.int32(0), fmt, axis=0), 0, axis), scale, bias, input_scale)
+
+
+def with_bias(
+    codes: np.ndarray, scale: np.ndarray, bias: np.ndarray | None = None, input_scale: float | None = None
+) -> Coded:
+    """Codes of a weight with those of its bias [C], when there is one to code."""
     if bias is None or input_scale is None:
         return Coded(codes, scale)
     bias_scale = np.float32(input_scale) * scale

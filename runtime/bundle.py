@@ -62,6 +62,15 @@ class Bundle:
         return self.root / "unet.float.onnx"
 
     @property
+    def weights(self) -> Path:
+        """Learned weight codes and scales per layer; only when rounding is learned."""
+        return self.root / "weights.safetensors"
+
+    def weights_part(self, block: int) -> Path:
+        """What one block learned, until all have."""
+        return self.root / "weights" / f"{block:04}.safetensors"
+
+    @property
     def probe(self) -> Path:
         """The feature network that judges what comes out; optional."""
         return self.component("probe")

@@ -17,6 +17,7 @@ from quaver.calib.quant import (
     quantize,
     round_float8,
     scale_zero_point,
+    search_scale,
     unpack_int4,
 )
 from quaver.runtime.errors import QuaverError
@@ -127,3 +128,16 @@ def test_format_names_and_limits():
         ("int4", -8, 7),
         ("float8", -448, 448),
     ]
+
+
+def test_the_scale_of_least_error_is_the_best_of_those_tried():
+    rows = np.random.default_rng(0).standard_normal((3, 200)).astype(np.float32)
+    widest = np.abs(rows).max(axis=1) / np.float32(INT4.qmax)
+    found = search_scale(rows, widest, INT4, power=2.0)
+
+    def error(scale):
+        return np.square(fake_quant(rows, scale, np.int32(0), INT4, axis=0) - rows).sum(axis=1)
+
+    tried = np.stack([error((widest * np.float32(1 - k / 50)).astype(np.float32)) for k in range(40)])
+    assert np.allclose(error(found), tried.min(axis=0), rtol=1e-5)
+    assert np.all(error(found) < 0.8 * error(widest))
