@@ -98,13 +98,13 @@ def conditioning(bundle: Bundle) -> list[Path]:
     return [path for path in files if path.exists() or path == bundle.card]
 
 
-def present(*paths: Path) -> list[Path]:
-    """Those that are there."""
 def learns(recipe: Recipe) -> bool:
     """Whether the recipe wants rounding learned."""
     return recipe.reconstruct.method != "none"
 
 
+def present(*paths: Path) -> list[Path]:
+    """Those that are there."""
     return [path for path in paths if path.exists()]
 
 
@@ -143,9 +143,6 @@ STAGES = (
         writes=lambda b, r: [b.ranges],
     ),
     Stage(
-        "export",
-        "write one quantized ONNX graph per target",
-    Stage(
         "reconstruct",
         "learn how weights are rounded, when the recipe asks for it",
         "quaver.exporter.rounding:learn_weights",
@@ -153,6 +150,9 @@ STAGES = (
         reads=lambda b, r: [b.float_unet, b.card, b.samples, b.ranges] if learns(r) else [],
         writes=lambda b, r: [b.weights] if learns(r) else [],
     ),
+    Stage(
+        "export",
+        "write one quantized ONNX graph per target",
         "quaver.exporter.export:export",
         settings=("export",),
         reads=lambda b, r: [b.float_unet, b.ranges, *([b.weights] if learns(r) else [])],
