@@ -77,11 +77,13 @@ def model_files(bundle: Bundle, recipe: Recipe) -> list[Path]:
 
 
 def prompt_files(bundle: Bundle, recipe: Recipe) -> list[Path]:
-    """The files that prompts are made from, the embedded model's captions or one's own; the grammar needs none."""
+    """What prompts are made from: captions, the embedded model's or one's own, aspects, a topic model in a folder."""
     from quaver.calib.prompts.source import prompts_file
 
-    named = prompts_file(recipe.prompts.source), Path(recipe.prompts.aspects)
-    return [path for path in named if path is not None and path.is_file()]
+    settings = recipe.prompts
+    named = prompts_file(settings.source), Path(settings.aspects)
+    models = [Path(settings.embedding).expanduser()] if settings.embedding else []
+    return [path for path in named if path is not None and path.is_file()] + [path for path in models if path.is_dir()]
 
 
 def traced(bundle: Bundle) -> list[Path]:
@@ -116,6 +118,7 @@ STAGES = (
         settings=("prompts",),
         reads=prompt_files,
         writes=lambda b, r: [b.prompts],
+        beside=lambda b, r: [b.prompts_picture, *([b.transcript] if r.prompts.generator == "llm" else [])],
     ),
     Stage(
         "trace",

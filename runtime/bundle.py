@@ -37,6 +37,11 @@ class Bundle:
         return self.root / "prompts.jsonl"
 
     @property
+    def prompts_picture(self) -> Path:
+        """Which aspects each prompt covers."""
+        return self.root / "prompts.svg"
+
+    @property
     def transcript(self) -> Path:
         """Raw exchanges with a language model, replayable."""
         return self.root / "transcript.jsonl"

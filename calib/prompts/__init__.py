@@ -7,60 +7,95 @@ the budget is used up (`augment`), and some held back that calibration never see
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from quaver.calib.prompts.aspects import Aspect, load_aspects
-from quaver.calib.prompts.augment import Augmented, Caption, augment
-from quaver.calib.prompts.coverage import coverage
-from quaver.calib.prompts.grammar import Generate, grammar, grammar_captions
+from quaver.calib.prompts.augment import Augmented, Caption, Goal, augment, vectors_of
+from quaver.calib.prompts.chart import picture, table
+from quaver.calib.prompts.endpoint import LLMSettings
+from quaver.calib.prompts.grammar import Generate, grammar_captions
+from quaver.calib.prompts.llm import estimate, open_llm
 from quaver.calib.prompts.source import prompts_file, read_captions
-from quaver.runtime.artifact import Stamp, load_lines, save_lines
+from quaver.calib.prompts.thresholds import topics
+from quaver.runtime.artifact import Stamp, atomic, load_lines, save_lines
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError, RecipeError
+from quaver.runtime.plug import plug
 from quaver.runtime.progress import Progress
 
 KIND = "prompts"
 SPLITS = ("calib", "validate")
+GENERATORS = {"grammar": "quaver.calib.prompts.grammar:grammar"}  # each: aspects -> Generate
 
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """The table [prompts] of a recipe."""
+    """The table [prompts] of a recipe. The paper samples 100 captions and adds 700: count = 100, budget = 700."""
 
     source: str = "grammar"  # "grammar", "demo" (the captions of the embedded model), or a .txt or .jsonl file
     aspects: str = ""  # a TOML file of aspects; empty: the paper's 7 modalities and 9 aspects
+    embedding: str = ""  # a sentence-transformers model, hub id or folder, as topic model; empty: the offline lexicon
+    generator: str = "grammar"  # what writes captions: "grammar", "llm", or your own as "package.module:function"
     count: int = 100  # captions taken from the source for calibration
     budget: int = 28  # captions added to them by augmentation (the paper: 700)
     held_out: int = 64  # captions held back for validation
+    target: Literal["aspect", "pair"] = "aspect"  # what the budget evens out: aspects, or pairs of them
     tau: float = 0.2  # redundancy above which captions are replaced: the chance that two cover the same
+    redundancy: Literal["ratio", "raw"] = "ratio"  # what tau bounds: R / (n (n - 1)), or R as the paper counts it
     i_max: int = 5000  # calls of the generator, over everything
     seed: int = 0
+    llm: LLMSettings = field(default_factory=LLMSettings)
 
 
 def make_prompts(bundle: Bundle, settings: PromptSettings, *, stamp: Stamp, progress: Progress) -> Path:
-    """Write prompts.jsonl: one row {id, text, origin, coverage (names of aspects), split} a caption.
+    """Write prompts.jsonl: one row {id, text, origin, coverage (names of aspects), split} a caption; and its picture.
 
-    Raises: RecipeError for settings or files that cannot be meant.
+    Raises: RecipeError for settings or files that cannot be meant; QuaverError and ArtifactError as `open_llm`.
     """
     aspects, rng = load_aspects(settings.aspects), np.random.default_rng(settings.seed)
     base, held = _source_captions(settings, aspects, rng)
-    result = augment(
-        base,
-        aspects,
-        _avoiding(held, grammar(aspects)),
-        budget=settings.budget,
-        tau=settings.tau,
-        i_max=settings.i_max,
-        rng=rng,
-    )
+    cover = topics(aspects, settings.embedding)
+    goal = Goal(settings.budget, settings.tau, settings.i_max, settings.target, settings.redundancy)
+    before = cover(base)
+    wanted = max(settings.budget, int((~before.any(axis=0)).sum()))
+    with (
+        _generator(settings, bundle, aspects, base, wanted, progress) as generate,
+        progress.bar(wanted, "prompts  added") as bar,
+    ):
+        result = augment(base, aspects, cover, _avoiding(held, generate), goal, rng=rng, on_added=bar.step)
+    after = vectors_of(result.captions, len(aspects))
+    progress.say(table(aspects, before, after))
     progress.say(_summary(result, len(base), len(aspects)))
-    held_back = [Caption(text, "base", coverage(text, aspects)) for text in held]
+    kept = np.array([caption.origin == "base" for caption in result.captions], bool)
+    with atomic(bundle.prompts_picture) as temporary:
+        drawn = picture(aspects, [caption.text for caption in result.captions], after, kept, before)
+        temporary.write_text(drawn, encoding="utf-8")
+    held_back = [Caption(text, "base", row) for text, row in zip(held, cover(held), strict=True)] if held else []
     rows = [*_rows(result.captions, "calib", aspects), *_rows(held_back, "validate", aspects)]
     return save_lines(bundle.prompts, rows, stamp)
+
+
+@contextmanager
+def _generator(
+    settings: PromptSettings,
+    bundle: Bundle,
+    aspects: tuple[Aspect, ...],
+    base: list[str],
+    wanted: int,
+    progress: Progress,
+) -> Iterator[Generate]:
+    """What writes captions; of a language model the cost is said before the first request."""
+    if settings.generator != "llm":
+        yield plug(settings.generator, GENERATORS, what="generator (or 'llm')")(aspects)
+        return
+    with open_llm(settings.llm, bundle.transcript, progress=progress) as generate:
+        progress.say(estimate(settings.llm, aspects, base, wanted, settings.i_max))
+        yield generate
 
 
 def load_prompts(bundle: Bundle, split: str) -> list[dict[str, Any]]:
@@ -80,8 +115,8 @@ def _source_captions(
     settings: PromptSettings, aspects: tuple[Aspect, ...], rng: np.random.Generator
 ) -> tuple[list[str], list[str]]:
     """Base captions and held-back ones; rows marked "validate" are held back first."""
-    if settings.count < 1 or settings.held_out < 0 or settings.budget < 0:
-        raise RecipeError("prompts.count must be at least 1, prompts.held_out and prompts.budget at least 0")
+    if settings.count < 1 or min(settings.held_out, settings.budget, settings.i_max) < 0 or not settings.tau >= 0:
+        raise RecipeError("prompts.count must be at least 1; held_out, budget, i_max and tau of prompts at least 0")
     wanted = settings.count + settings.held_out
     path = prompts_file(settings.source)
     found = read_captions(path) if path else [(text, "") for text in grammar_captions(aspects, wanted, rng)]
@@ -99,8 +134,8 @@ def _source_captions(
 def _avoiding(texts: list[str], generate: Generate) -> Generate:
     """The same generator, failing where it would say what is held back."""
 
-    def fresh(target: Aspect, context: Sequence[str], rng: np.random.Generator) -> str:
-        text = generate(target, context, rng)
+    def fresh(targets: Sequence[Aspect], context: Sequence[str], rng: np.random.Generator) -> str:
+        text = generate(targets, context, rng)
         return "" if text in texts else text
 
     return fresh

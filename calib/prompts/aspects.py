@@ -15,17 +15,19 @@ from quaver.runtime.config import read_toml
 from quaver.runtime.errors import RecipeError
 
 KINDS = ("modality", "aspect")
-_FIELDS = {"name", "kind", "words", "phrases"}
+_FIELDS = {"name", "kind", "words", "phrases", "threshold"}
 
 
 @dataclass(frozen=True)
 class Aspect:
-    """One entry of B: captions that mention one of `words` cover it; the grammar says it with `phrases`."""
+    """One entry of B: `words` speak of it, `threshold` is the score above which a caption covers it, None for a
+    calibrated one; the grammar says it with `phrases`."""
 
     name: str
     kind: str
     words: tuple[str, ...]
     phrases: tuple[str, ...] = ()
+    threshold: float | None = None
 
 
 def load_aspects(path: str | Path = "") -> tuple[Aspect, ...]:
@@ -52,7 +54,10 @@ def _aspect(entry: dict[str, Any], path: str | Path) -> Aspect:
     if (kind := entry.get("kind", "aspect")) not in KINDS:
         raise RecipeError(f"{place} is of kind {kind!r}: use 'modality' or 'aspect'")
     _refuse_twice(words, f"{place} lists the word")
-    return Aspect(name, kind, words, tuple(map(str, entry.get("phrases", ()))))
+    threshold = entry.get("threshold")
+    if threshold is not None and (type(threshold) not in (int, float) or not threshold >= 0):
+        raise RecipeError(f"{place} has the threshold {threshold!r}: use a number from 0, or leave it out")
+    return Aspect(name, kind, words, tuple(map(str, entry.get("phrases", ()))), threshold)
 
 
 def _refuse_twice(names: list[str] | tuple[str, ...], what: str) -> None:

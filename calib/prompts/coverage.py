@@ -1,26 +1,25 @@
 """Which aspects a set of captions covers, and how much of it says the same.
 
-    V_t [B] in {0, 1}:   V_t[b] = 1 when caption t mentions aspect b            (here: one of its words, a lexicon)
-    V_S = max over t in S of V_t                                                (OR)
+    V_t [B] in {0, 1}:   V_t[b] = 1 when s_t[b] > theta[b]         score of a topic model, threshold of the aspect
+    V_S = max over t in S of V_t                                   (OR)
     R(S) = sum_{i != j} 1[V_i = V_j]        ordered pairs;   R / (n (n - 1)) in [0, 1] compares sets of any size
 
-PTQ4ADM, section 5.1. An absolute threshold on R means nothing when the set grows, so thresholds are on the ratio.
+PTQ4ADM, section 5.1. A raw R grows as n^2, so its threshold means something for one size of set only.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from quaver.calib.prompts.aspects import Aspect
+Score = Callable[[Sequence[str]], np.ndarray]  # captions [n] -> s [n, B], higher says more of an aspect
+Cover = Callable[[Sequence[str]], np.ndarray]  # captions [n] -> V [n, B] bool
 
 
-def coverage(caption: str, aspects: Sequence[Aspect]) -> np.ndarray:
-    """V_t, bool [B]: which aspects a caption mentions."""
-    text = _plain(caption)
-    return np.array([re.search(_pattern(aspect.words), text) is not None for aspect in aspects])
+def coverage(score: Score, thresholds: np.ndarray) -> Cover:
+    """The coverage vectors of a topic model with thresholds theta [B]."""
+    return lambda captions: score(captions) > thresholds
 
 
 def redundancy(vectors: np.ndarray) -> int:
@@ -33,12 +32,3 @@ def redundancy_ratio(vectors: np.ndarray) -> float:
     """R / (n (n - 1)): the chance that two captions cover the same; 0 for fewer than two."""
     n = len(vectors)
     return redundancy(vectors) / (n * (n - 1)) if n > 1 else 0.0
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def _pattern(words: Sequence[str]) -> str:
-    # re keeps the compiled pattern of each aspect
-    return "|".join(rf"\b{_plain(word)}" + (r"\w*" if word.endswith("*") else r"\b") for word in words)

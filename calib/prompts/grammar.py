@@ -14,8 +14,8 @@ import numpy as np
 
 from quaver.calib.prompts.aspects import Aspect
 
-# (aspect to cover, captions so far, generator) -> a new caption, which may fail to cover it
-Generate = Callable[[Aspect, Sequence[str], np.random.Generator], str]
+# (aspects to cover together, captions so far, generator) -> a new caption, which may fail to cover them
+Generate = Callable[[Sequence[Aspect], Sequence[str], np.random.Generator], str]
 
 PLAIN_SOUND = ("a sound", "a recording")  # said when a taxonomy has no modality
 
@@ -25,11 +25,12 @@ def grammar(aspects: Sequence[Aspect]) -> Generate:
     modalities = [aspect for aspect in aspects if aspect.kind == "modality"]
     manners = [aspect for aspect in aspects if aspect.kind == "aspect"]
 
-    def generate(target: Aspect, context: Sequence[str], rng: np.random.Generator) -> str:
-        sound = _pick(modalities, target, rng)
-        how = [aspect for aspect in _shuffled(manners, rng) if aspect is not target][: rng.integers(3)]
-        said = [target, *how] if target.kind == "aspect" else how
-        return ", ".join([_say(sound, rng), *(_say(aspect, rng) for aspect in said)])
+    def generate(targets: Sequence[Aspect], context: Sequence[str], rng: np.random.Generator) -> str:
+        sounds = [aspect for aspect in targets if aspect.kind == "modality"] or _any(modalities, rng)
+        how = [aspect for aspect in _shuffled(manners, rng) if aspect not in targets][: rng.integers(3)]
+        said = [*(aspect for aspect in targets if aspect.kind == "aspect"), *how]
+        sound = " and ".join([_say(aspect, rng) for aspect in sounds] or [PLAIN_SOUND[int(rng.integers(2))]])
+        return ", ".join([sound, *(_say(aspect, rng) for aspect in said)])
 
     return generate
 
@@ -40,20 +41,18 @@ def grammar_captions(aspects: Sequence[Aspect], n: int, rng: np.random.Generator
     for _ in range(50 * n):
         if len(seen) == n:
             break
-        seen[generate(aspects[int(rng.integers(len(aspects)))], (), rng)] = None
+        seen[generate([aspects[int(rng.integers(len(aspects)))]], (), rng)] = None
     return list(seen)
 
 
-def _pick(modalities: Sequence[Aspect], target: Aspect, rng: np.random.Generator) -> Aspect | None:
-    if target.kind == "modality":
-        return target
-    return modalities[int(rng.integers(len(modalities)))] if modalities else None
+def _any(modalities: Sequence[Aspect], rng: np.random.Generator) -> list[Aspect]:
+    return [modalities[int(rng.integers(len(modalities)))]] if modalities else []
 
 
 def _shuffled(aspects: Sequence[Aspect], rng: np.random.Generator) -> list[Aspect]:
     return [aspects[int(i)] for i in rng.permutation(len(aspects))]
 
 
-def _say(aspect: Aspect | None, rng: np.random.Generator) -> str:
-    phrases = PLAIN_SOUND if aspect is None else aspect.phrases or tuple(word.rstrip("*") for word in aspect.words)
+def _say(aspect: Aspect, rng: np.random.Generator) -> str:
+    phrases = aspect.phrases or tuple(word.rstrip("*") for word in aspect.words)
     return phrases[int(rng.integers(len(phrases)))]

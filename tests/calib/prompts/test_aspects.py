@@ -32,6 +32,9 @@ def test_a_users_set_replaces_it(tmp_path: Path) -> None:
         (ONE.replace("words", "wrods"), r"unknown key 'wrods': use kind, name"),
         (ONE.replace('["hum*"]', "[]"), r"needs a name and a list of words"),
         (ONE.replace("modality", "mode"), r"kind 'mode': use 'modality' or 'aspect'"),
+        (ONE + "threshold = -1", r"threshold -1: use a number from 0, or leave it out"),
+        (ONE + 'threshold = "high"', r"threshold 'high': use a number from 0"),
+        (ONE + "threshold = true", r"threshold True: use a number from 0"),
         ("[[aspect", r"mine\.toml is not TOML"),
     ],
 )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,8 +18,9 @@ from quaver.calib.prompts.source import read_captions
 from quaver.runtime.artifact import Stamp, load_lines
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
-from quaver.runtime.progress import quiet
+from quaver.runtime.progress import Progress, quiet
 
+SVG = "{http://www.w3.org/2000/svg}"
 SMALL = PromptSettings(count=12, budget=6, held_out=5)
 
 
@@ -56,6 +62,42 @@ def test_a_file_is_the_base_and_the_rest_of_it_is_held_back(tmp_path: Path) -> N
     assert set(base) | set(held) <= set(texts) and not set(base) & set(held)
 
 
+def test_the_table_and_the_picture_show_before_and_after(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    bundle = Bundle(tmp_path)
+    source = write(tmp_path, "\n".join(f"a soft cello {n} & <b>" for n in range(17)))
+    settings = replace(SMALL, source=str(source), tau=1.0)
+    make_prompts(bundle, settings, stamp=Stamp("prompts"), progress=Progress(stream))
+    table = {line.rsplit(maxsplit=4)[0].strip(): line.split()[-4:] for line in stream.getvalue().splitlines()}
+    assert table["music"][:2] == ["12", "100%"] and table["speech"][:2] == ["0", "0%"] != table["speech"][2:]
+    assert re.search(r"covered +2 of 16 +16 of 16\n", stream.getvalue())
+    rows = load_prompts(bundle, "calib")
+    drawn = ElementTree.fromstring(bundle.prompts_picture.read_text(encoding="utf-8"))
+    titles = [title.text for title in drawn.iter(f"{SVG}title")][1:]
+    assert sorted(titles) == sorted(row["text"] for row in rows)
+    cells = sum(path.get("d", "").count("M") for path in drawn.iter(f"{SVG}path"))
+    assert cells == sum(len(row["coverage"]) for row in rows)
+    assert drawn.get("aria-label") == f"16 of 16 aspects covered by {len(rows)} prompts"
+
+
+def test_a_users_aspects_and_generator_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aspects = write(
+        tmp_path, "".join(f'[[aspect]]\nname = "{n}"\nwords = ["{n}"]\n' for n in ("<hum>", "buzz")), "mine.toml"
+    )
+    module = types.ModuleType("my_captions")
+    module.write = lambda aspects: lambda targets, context, rng: f"the {targets[0].name} of machine {len(context)}"
+    monkeypatch.setitem(sys.modules, "my_captions", module)
+    source = write(tmp_path, "\n".join(f"a buzz {n}" for n in range(5)))
+    settings = PromptSettings(
+        str(source), str(aspects), generator="my_captions:write", count=4, held_out=1, budget=4, tau=1.0
+    )
+    bundle = make(tmp_path, settings)
+    assert [row["coverage"] for row in load_prompts(bundle, "calib")] == [["buzz"]] * 4 + [["<hum>"]] * 4
+    assert "<hum>" not in bundle.prompts_picture.read_text(encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"unknown generator \(or 'llm'\) 'gramar'; did you mean 'grammar'"):
+        make(tmp_path, replace(settings, generator="gramar"))
+
+
 def test_rows_marked_validate_are_the_ones_held_back(tmp_path: Path) -> None:
     rows = [{"text": f"a piano {n}", "split": "validate" if n < 5 else "calib"} for n in range(17)]
     source = write(tmp_path, "\n".join(map(json.dumps, rows)), "captions.jsonl")
@@ -87,3 +129,11 @@ def test_a_missing_source_and_too_small_a_one_are_refused(tmp_path: Path) -> Non
     source = write(tmp_path, "a dog\na cat\n")
     with pytest.raises(RecipeError, match=r"asks for 17 captions.* has 2: lower one"):
         make(tmp_path, replace(SMALL, source=str(source)))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"count": 0}, {"held_out": -1}, {"budget": -1}, {"i_max": -1}, {"tau": -0.1}, {"tau": float("nan")}]
+)
+def test_numbers_that_cannot_be_meant_are_refused(tmp_path: Path, wrong: dict[str, float]) -> None:
+    with pytest.raises(RecipeError, match=r"prompts\.count must be at least 1; held_out"):
+        make(tmp_path, replace(SMALL, **wrong))
