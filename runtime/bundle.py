@@ -62,11 +62,6 @@ class Bundle:
         return self.root / "ranges.safetensors"
 
     @property
-    def float_unet(self) -> Path:
-        """The traced denoiser in full precision: the reference."""
-        return self.root / "unet.float.onnx"
-
-    @property
     def weights(self) -> Path:
         """Learned weight codes and scales per layer; only when rounding is learned."""
         return self.root / "weights.safetensors"
@@ -74,6 +69,11 @@ class Bundle:
     def weights_part(self, block: int) -> Path:
         """What one block learned, until all have."""
         return self.root / "weights" / f"{block:04}.safetensors"
+
+    @property
+    def float_unet(self) -> Path:
+        """The traced denoiser in full precision: the reference."""
+        return self.root / "unet.float.onnx"
 
     @property
     def probe(self) -> Path:
