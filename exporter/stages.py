@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quaver.calib.amax import amax_file
+from quaver.calib.capture import HEAT_MAP
 from quaver.exporter.chain import Run, Stage, open_run, run_all, run_one
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.progress import Progress
@@ -136,13 +138,14 @@ STAGES = (
         settings=("capture", "sampling"),
         reads=lambda b, r: [b.prompts, b.float_unet, *conditioning(b)],
         writes=lambda b, r: [b.moments, b.samples],
+        beside=lambda b, r: [b.media(HEAT_MAP)],
     ),
     Stage(
         "ranges",
         "estimate the range of every activation",
         "quaver.calib.ranges:collect_ranges",
         settings=("ranges",),
-        reads=lambda b, r: [b.float_unet, b.card, b.samples],
+        reads=lambda b, r: [b.float_unet, b.card, b.samples, *amax_file(r.ranges.source)],
         writes=lambda b, r: [b.ranges],
     ),
     Stage(
