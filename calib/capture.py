@@ -5,8 +5,9 @@ run, the input of every layer is summarised in the graph (`taps`), over all elem
 prompts, into sigma^2[l, s]. Then K pairs (layer, timestep) are drawn (`select`), each gets a prompt, and the record is
 (x_t, t, conditioning) of that prompt's trajectory (`records`).
 
-Which x_t are needed is known only after the last trajectory. They are held in memory when all of them take at most
-`hold` MiB, else the trajectories of the drawn prompts run a second time: seeds make them the same.
+Which x_t are needed is known only after the last trajectory. Until then all of them lie on disk, when they take at most
+`hold` MiB there (`states`); else the trajectories of the drawn prompts run a second time: seeds make them the same.
+Memory holds one batch, the moments and the K records, however many prompts there are.
 
 Seeds: capture uses `seed + i` for prompt i, from 1,000,000 on; error statistics start at 2,000,000, what is generated
 for validation and by hand at 0.
@@ -14,6 +15,7 @@ for validation and by hand at 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,13 +25,15 @@ from typing import Literal
 import numpy as np
 
 from quaver.calib.graph import Layer, layers
+from quaver.calib.heatmap import draw_heatmap
 from quaver.calib.moments import Moments, merge_moments, no_moments, require_finite, resolved_variance
 from quaver.calib.prompts import load_prompts
 from quaver.calib.records import KIND as SAMPLES
 from quaver.calib.records import Records, save_records
-from quaver.calib.select import SELECT, Field, assign_prompts
+from quaver.calib.select import SELECT, Field, assign_prompts, require_prompts
+from quaver.calib.states import States, open_states
 from quaver.calib.taps import Run, open_tapped, read_summaries, tap_summaries
-from quaver.runtime.artifact import Stamp, save_tensors
+from quaver.runtime.artifact import Stamp, atomic, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.denoise import initial_noise, step_noise
 from quaver.runtime.errors import RecipeError
@@ -41,6 +45,7 @@ from quaver.runtime.schedule import timesteps, to_eps
 from quaver.runtime.session import Session, open_bundle
 
 KIND = "moments"
+HEAT_MAP = "variance.svg"  # among the media of the bundle
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class CaptureSettings:
     tau: float = 0.1  # pairs below this share of the largest weight are never drawn
     cap: int = 0  # records a prompt may give; 0: as even as can be
     batch: int = 8  # trajectories run together
-    hold: int = 1024  # MiB of x_t held in memory at most
+    hold: int = 1024  # MiB of x_t on disk at most, until it is known which are drawn
     seed: int = 1_000_000  # of the first trajectory, and of the draw
 
     def __post_init__(self) -> None:
@@ -67,7 +72,7 @@ class CaptureSettings:
             ("hold", 0),
             ("seed", 0),
         ):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise RecipeError(f"capture.{name} is {getattr(self, name)}, expected {least} or more")
 
 
@@ -90,7 +95,7 @@ class Trajectories:
 def capture(
     bundle: Bundle, settings: CaptureSettings, sampling: SamplingSettings, *, stamp: Stamp, progress: Progress
 ) -> Path:
-    """Write moments.safetensors and samples/records.safetensors; returns the latter.
+    """Write moments.safetensors, samples/records.safetensors and media/variance.svg; returns the second.
 
     Raises: RecipeError when the records asked for do not exist; EngineError for activations that are not finite.
     """
@@ -100,24 +105,32 @@ def capture(
             f"capture.prompts is {settings.prompts}, there are {len(rows)} prompts: lower it, or add some"
         )
     rows = rows[: settings.prompts or None]
+    require_states(settings.records, len(rows), sampling.steps)
+    require_prompts(settings.records, len(rows), cap=settings.cap)
     found = layers(need("onnx", extra="calib").load(bundle.float_unet, load_external_data=False))
     readers = {layer.input: layer.name for layer in reversed(found)}  # an edge, and the first layer that reads it
     edges = list(readers)
     rng = np.random.default_rng(settings.seed)
     with open_bundle(bundle, engine_file="float") as session:
         session.engine.close()  # the tapped graph takes its place
-        with open_tapped(bundle.float_unet, partial(tap_summaries, edges=edges)) as run:
-            cond = session.family.embed(session.parts, [row["text"] for row in rows])
+        shape = (len(rows), sampling.steps, *session.latent_shape)
+        with (
+            open_tapped(bundle.float_unet, partial(tap_summaries, edges=edges)) as run,
+            open_states(bundle.samples.parent, shape, limit=settings.hold << 20) as states,
+        ):
+            cond = embed(session, [row["text"] for row in rows], settings.batch)
             seeds = range(settings.seed, settings.seed + len(rows))
             paths = Trajectories(session, run, cond, seeds, sampling, settings.batch)
-            grid, held = observe(paths, readers, hold=settings.hold << 20, progress=progress)
+            grid = observe(paths, readers, states=states, progress=progress)
             grid = per_layer(grid, edges, found)
             field = Field(
                 resolved_variance(grid), timesteps(session.schedule, sampling.steps), len(session.schedule.alpha_bar)
             )
+            if not field.variance.any():
+                progress.say("capture  every activation variance is 0: pairs are drawn uniformly")
             layer, step = SELECT[settings.select](field, settings.records, rng, mode=settings.mode, tau=settings.tau)
             prompt = assign_prompts(step, len(rows), rng, cap=settings.cap)
-            x_t = held[prompt, step] if held is not None else rerun(paths, prompt, step, progress=progress)
+            x_t = states.get(prompt, step) if states else rerun(paths, prompt, step, progress=progress)
     names = tuple(layer.name for layer in found)
     records = Records(
         x_t=x_t,
@@ -133,20 +146,33 @@ def capture(
     )
     meta = {"settings": asdict(settings), "sampling": asdict(sampling), "layers": names}
     save_moments(bundle.moments, grid, field.timesteps, replace(stamp, kind=KIND), meta)
+    with atomic(bundle.media(HEAT_MAP)) as temporary:
+        temporary.write_text(draw_heatmap(field, names, layer, step), encoding="utf-8")
     return save_records(bundle.samples, records, replace(stamp, kind=SAMPLES))
 
 
-def observe(
-    paths: Trajectories, readers: Mapping[str, str], *, hold: int, progress: Progress
-) -> tuple[Moments, np.ndarray | None]:
-    """Moments [E, S] of the tapped edges over all trajectories, and all x_t [N, S, C, T, F] if `hold` bytes hold them.
+def require_states(records: int, prompts: int, steps: int) -> None:
+    """Raises: RecipeError when there are fewer x_t than records asked for."""
+    if records > prompts * steps:
+        raise RecipeError(
+            f"capture.records is {records}, {prompts} prompts of {steps} steps have {prompts * steps} x_t: lower it, or"
+            " raise capture.prompts or sampling.steps"
+        )
+
+
+def embed(session: Session, texts: Sequence[str], batch: int) -> Rows:
+    """Conditioning [N, ...] by name of texts [N], `batch` at a time."""
+    parts = [session.family.embed(session.parts, texts[i : i + batch]) for i in range(0, len(texts), batch)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def observe(paths: Trajectories, readers: Mapping[str, str], *, states: States | None, progress: Progress) -> Moments:
+    """Moments [E, S] of the tapped edges over all trajectories; every x_t goes to `states`, where there are some.
 
     `readers` says which layer reads each edge. Raises: EngineError naming it, for values that are not finite.
     """
     names = [f"the input of {layer}" for layer in readers.values()]
     at = {int(t): s for s, t in enumerate(timesteps(paths.session.schedule, paths.sampling.steps))}
-    shape = (len(paths.seeds), len(at), *paths.session.latent_shape)
-    held = np.empty(shape, np.float32) if 4 * np.prod(shape, dtype=float) <= hold else None
     columns = [no_moments((len(names),)) for _ in at]
 
     def see(t: int, outputs: Mapping[str, np.ndarray]) -> None:
@@ -158,12 +184,12 @@ def observe(
         for part in paths.parts():
 
             def keep(step: Step, part: slice = part) -> None:
-                if held is not None:
-                    held[part, step.index] = step.x_t
+                if states is not None:
+                    states.put(part.start, step.index, step.x_t)
                 bar.step(len(step.x_t))
 
             follow(paths, part, see, keep)
-    return stack_columns(columns), held
+    return stack_columns(columns)
 
 
 def rerun(paths: Trajectories, prompt: np.ndarray, step: np.ndarray, *, progress: Progress) -> np.ndarray:

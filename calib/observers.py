@@ -3,6 +3,11 @@
     minmax        amin, amax of everything seen: nothing is clipped
     percentile    the range that leaves (100 - p) / 2 percent outside at either end
     mse           the range that minimises sum |x - fake_quant(x)|^p over a histogram
+    entropy       the threshold T on |x| that minimises KL(P || Q), cut to the extremes: [max(amin, -T), min(amax, T)]
+
+For entropy P is the histogram of |x| up to T, what lies beyond added to its last bin, and Q the same without that,
+merged into 2^(bits - 1) levels and spread again over the bins that are not empty: the calibrator of TensorRT (Migacz,
+"8-bit inference with TensorRT", GTC 2017).
 
 Each is `init / update / merge / finish` on one state: extremes and a histogram of bounded size. Its bins have a width
 of a power of two and lie on a fixed grid around zero, so it is widened by adding neighbours up, exactly. Hence a merge
@@ -35,7 +40,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class ObserverOptions:
-    """What `finish` may need: share of values to keep [percent]; format and power of the error to minimise."""
+    """What `finish` may need: share of values to keep [percent]; codes, and the power of their error to minimise."""
 
     percentile: float = 99.99
     format: Format = UINT8
@@ -114,6 +119,47 @@ def finish_mse(state: Observed, options: ObserverOptions) -> tuple[float, float]
     return min(low, high), high
 
 
+def finish_entropy(state: Observed, options: ObserverOptions) -> tuple[float, float]:
+    """The range cut at the threshold of least divergence; the whole range when fewer bins than levels are in use."""
+    half = _counts(state).reshape(2, -1)
+    counts = (half[1] + half[0, ::-1])[: int(np.ceil(max(-state.amin, state.amax) * 2.0 ** _per_unit(state.exponent)))]
+    levels = 1 << (options.format.bits - 1)
+    if len(counts) <= levels:
+        return state.amin, state.amax
+    loss = divergences(counts, levels)
+    bins = levels + len(loss) - 1 - int(loss[::-1].argmin())  # of equals the widest
+    end = float(np.ldexp(bins, -_per_unit(state.exponent)))
+    return max(state.amin, -end), min(state.amax, end)
+
+
+def divergences(counts: np.ndarray, levels: int) -> np.ndarray:
+    """KL(P || Q) [N - levels + 1] when a histogram [N] of |x| is cut after `levels`, `levels` + 1, ..., N bins.
+
+    The bin at 0 counts like its neighbour: every threshold codes it alike, and it may hold most of the values. Sums
+    over a level are differences of cumulative sums, so a threshold costs O(levels). Infinite where the last bin is
+    empty in Q and not in P.
+    """
+    counts = np.concatenate([counts[1:2], counts[1:]]).astype(np.float64)
+    total = counts.sum()
+    if not total:
+        return np.zeros(len(counts) - levels + 1)
+    sums, filled = (np.concatenate([[0.0], np.cumsum(c)]) for c in (counts, counts > 0))
+    cut = np.arange(levels, len(counts) + 1)
+    ends = -((-cut[:, None] * np.arange(levels + 1)) // levels)  # bins j with floor(j levels / cut) = level
+    mass, width = np.diff(sums[ends]), np.diff(filled[ends])
+    density = np.divide(mass, width, out=np.ones_like(mass), where=mass > 0)  # of Q in the bins of a level
+    beyond, last = total - sums[cut], counts[cut - 1]
+    entropy = np.concatenate([[0.0], np.cumsum(_x_log_x(counts))])[cut] - _x_log_x(last) + _x_log_x(last + beyond)
+    cross = (mass * np.log(density)).sum(axis=1) + beyond * np.log(density[:, -1])
+    kept = np.where(sums[cut] > 0, sums[cut], 1.0)
+    loss = (entropy - cross) / total + np.log(kept / total)
+    return np.where((last == 0) & (beyond > 0), np.inf, loss)
+
+
+def _x_log_x(x: np.ndarray) -> np.ndarray:
+    return x * np.log(x, out=np.zeros_like(x), where=x > 0)
+
+
 def _best_share(error: Callable[[float], float]) -> float:
     """The share in [0.2, 1] of least error, found on a coarse grid and then around it."""
     best = min(1.0 - _COARSE * np.arange(9), key=error)
@@ -125,6 +171,7 @@ OBSERVERS = {
     "minmax": Observer(False, finish_minmax),
     "percentile": Observer(True, finish_percentile),
     "mse": Observer(True, finish_mse),
+    "entropy": Observer(True, finish_entropy),
 }
 
 

@@ -4,9 +4,14 @@ The records run through the float denoiser, both guidance branches of each, time
 (`observers`) sees every edge. Ranges [E, S] per timestep are kept beside the final ones [E], so that the drift over t
 can be seen. One scale serves all timesteps, and a policy says how it comes about:
 
-    all      one observer over all records: a timestep weighs as often as it was drawn
-    max      the widest of the ranges per timestep: nothing that the observer keeps at one timestep is clipped
-    mean     the mean of the ranges per timestep, weighted by how often each was drawn
+    all          one observer over all records: a timestep weighs as often as it was drawn
+    max          the widest of the ranges per timestep: nothing that the observer keeps at one timestep is clipped
+    mean         the mean of the ranges per timestep
+    percentile   of the ranges per timestep, the ends that `over_t` percent of the timesteps stay within
+    weighted     the mean weighted by the drawn pairs: by how many records at t are tagged with a layer that reads the
+                 edge, and by all records at t where no such record was drawn
+
+`source` names a checkpoint whose `_amax` ranges take the place of these for the inputs of its layers (`amax`).
 
 Min-max needs the extremes alone, which are computed in the graph. A histogram needs the values: edges leave the graph
 in as many passes as it takes to keep at most `memory` MiB of them at once, and of each edge at most `values` evenly
@@ -17,14 +22,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from quaver.calib.graph import activation_edges
+from quaver.calib.amax import OBSERVED, import_amax
+from quaver.calib.graph import Layer, activation_edges, layers
 from quaver.calib.moments import Moments, require_finite
 from quaver.calib.observers import OBSERVERS, Observed, ObserverOptions, extremes, init, merge, update
 from quaver.calib.quant import Format
@@ -47,12 +53,15 @@ Look = Callable[[Mapping[str, np.ndarray], int], list[Observed]]
 class RangeSettings:
     """The table [ranges] of a recipe."""
 
-    observer: Literal["minmax", "percentile", "mse"] = "percentile"
+    source: str = OBSERVED  # or a checkpoint (.safetensors, .pt, .pth, .bin) of pytorch-quantization or modelopt
+    prefix: str = ""  # what stands before the layers' names in that checkpoint, such as "unet."
+    observer: Literal["minmax", "percentile", "mse", "entropy"] = "percentile"
     percentile: float = 99.99  # percent of the values of an edge that its range keeps
     power: float = 2.0  # of the error that mse minimises (D2-DPM: 2.4)
-    bits: int = 8  # of the codes whose error mse minimises
-    symmetric: bool = False  # whether those codes are symmetric around zero
-    policy: Literal["all", "max", "mean"] = "all"  # from ranges per timestep to one
+    bits: int = 8  # of the codes that mse and entropy think of
+    symmetric: bool = False  # whether mse's codes are symmetric around zero; entropy's threshold always is
+    policy: Literal["all", "max", "mean", "percentile", "weighted"] = "all"  # from ranges per timestep to one
+    over_t: float = 90.0  # percent of the timesteps that the policy "percentile" covers
     batch: int = 8  # records run together
     values: int = 16384  # of an edge that a histogram takes from one call at most
     memory: float = 512  # MiB of activations held at once
@@ -60,6 +69,8 @@ class RangeSettings:
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"ranges.percentile is {self.percentile}, expected more than 50 and at most 100")
+        if not 50 <= self.over_t <= 100:
+            raise RecipeError(f"ranges.over_t is {self.over_t}, expected 50 to 100")
         for name in ("bits", "batch", "values", "memory", "power"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"ranges.{name} is {getattr(self, name)}, expected a positive number")
@@ -74,26 +85,32 @@ class Drift:
     amin: np.ndarray
     amax: np.ndarray
     whole: list[Observed]
+    pairs: np.ndarray | None = None  # [E, S], how many drawn for a layer that reads the edge
 
 
 def collect_ranges(bundle: Bundle, settings: RangeSettings, *, stamp: Stamp, progress: Progress) -> Path:
     """Write ranges.safetensors: amin, amax [E], amin_t, amax_t [E, S] float32, timesteps [S], records [S] at each.
 
     `meta["edges"]` names the E edges, `meta["constant"]` those of no width.
-    Raises: EngineError for an edge that is not finite.
+    `meta["imported"]` names those of a checkpoint. Raises: EngineError for an edge that is not finite; RecipeError for
+    a checkpoint that does not fit.
     """
     records = load_records(bundle.samples)
-    edges = activation_edges(need("onnx", extra="calib").load(bundle.float_unet, load_external_data=False))
+    model = need("onnx", extra="calib").load(bundle.float_unet, load_external_data=False)
+    edges, found = activation_edges(model), layers(model)
+    imported = import_amax(settings.source, found, prefix=settings.prefix, progress=progress)
     feeds = find_family(read_card(bundle)["family"]).feeds
     drift = observe(bundle.float_unet, edges, records, feeds, settings, progress)
-    low, high = reduce_ranges(drift, settings)
+    low, high = reduce_ranges(replace(drift, pairs=drawn_pairs(records, found, edges)), settings)
+    for edge, amax in imported.items():
+        low[edges.index(edge)], high[edges.index(edge)] = -amax, amax
     constant = [edge for edge, same in zip(edges, low == high, strict=True) if same]
     if constant:
         progress.say(f"ranges  {len(constant)} of {len(edges)} edges never vary, the first is {constant[0]}")
     tensors = {"amin": low, "amax": high, "amin_t": drift.amin, "amax_t": drift.amax}
     tensors = {name: np.asarray(values, np.float32) for name, values in tensors.items()}
     tensors |= {"timesteps": drift.timesteps, "records": drift.records}
-    meta = {"edges": edges, "constant": constant, "settings": asdict(settings)}
+    meta = {"edges": edges, "constant": constant, "imported": list(imported), "settings": asdict(settings)}
     return save_tensors(bundle.ranges, tensors, stamp, meta=meta)
 
 
@@ -124,10 +141,33 @@ def reduce_ranges(drift: Drift, settings: RangeSettings) -> tuple[np.ndarray, np
     if settings.policy == "max":
         return drift.amin.min(axis=1), drift.amax.max(axis=1)
     if settings.policy == "mean":
-        weight = drift.records / drift.records.sum()
-        return drift.amin @ weight, drift.amax @ weight
+        return drift.amin.mean(axis=1), drift.amax.mean(axis=1)
+    if settings.policy == "percentile":
+        low, high = 100 - settings.over_t, settings.over_t
+        return np.percentile(drift.amin, low, axis=1), np.percentile(drift.amax, high, axis=1)
+    if settings.policy == "weighted":
+        weight = pair_weights(drift)
+        return (drift.amin * weight).sum(axis=1), (drift.amax * weight).sum(axis=1)
     low, high = np.transpose([finish(state, settings) for state in drift.whole])
     return low, high
+
+
+def drawn_pairs(records: Records, found: Sequence[Layer], edges: Sequence[str]) -> np.ndarray:
+    """How many records [E, S] at each timestep are tagged with a layer that reads the edge."""
+    timesteps = np.unique(records.t)
+    row, reads = {edge: e for e, edge in enumerate(edges)}, {layer.name: layer.input for layer in found}
+    pairs = np.zeros((len(edges), len(timesteps)), int)
+    for layer, t in zip(records.layer.tolist(), records.t.tolist(), strict=True):
+        if layer >= 0:
+            pairs[row[reads[records.layers[layer]]], np.searchsorted(timesteps, t)] += 1
+    return pairs
+
+
+def pair_weights(drift: Drift) -> np.ndarray:
+    """The weights [E, S] of the policy "weighted"; each row sums to 1."""
+    pairs = np.zeros(drift.amin.shape) if drift.pairs is None else drift.pairs
+    counts = np.where(pairs.any(axis=1, keepdims=True), pairs, drift.records)
+    return counts / counts.sum(axis=1, keepdims=True)
 
 
 def finish(state: Observed, settings: RangeSettings) -> tuple[float, float]:

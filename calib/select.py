@@ -38,11 +38,13 @@ def pair_probabilities(variance: np.ndarray, *, mode: str = "normalized", tau: f
     """Probability of each pair [L, S]; uniform when every variance is zero.
 
     `mode` is "paper" (raw variances) or "normalized" (each layer over its mean); `tau` is the threshold as a
-    fraction of the largest weight. Raises: RecipeError for another mode or a variance that is negative or not finite.
+    fraction of the largest weight. Raises: RecipeError for another mode or tau, or a variance that is not finite.
     """
     variance = np.asarray(variance, np.float64)
     if not (np.isfinite(variance).all() and (variance >= 0).all()):
         raise RecipeError("activation variances must be finite and not negative: capture again")
+    if not 0 <= tau < np.inf:
+        raise RecipeError(f"capture.tau is {tau}, expected a finite number, 0 or more")
     if mode not in ("paper", "normalized"):
         raise RecipeError(f"unknown capture.mode {mode!r}: 'paper' or 'normalized'")
     scale = variance.mean(axis=1, keepdims=True) if mode == "normalized" else np.ones((len(variance), 1))
@@ -101,12 +103,8 @@ def assign_prompts(step: np.ndarray, prompts: int, rng: np.random.Generator, *, 
     A prompt is used for a timestep again only when every prompt has been: x_t repeats as late as possible.
     Raises: RecipeError when prompts x cap is less than the records asked for.
     """
+    require_prompts(len(step), prompts, cap=cap)
     cap = cap or -(-len(step) // prompts)
-    if prompts * cap < len(step):
-        raise RecipeError(
-            f"{len(step)} records from {prompts} prompts at most {cap} times each: raise capture.cap or"
-            " capture.prompts, or lower capture.records"
-        )
     total = np.zeros(prompts, int)
     used = np.zeros((int(step.max(initial=0)) + 1, prompts), int)
     chosen = np.empty(len(step), int)
@@ -116,6 +114,15 @@ def assign_prompts(step: np.ndarray, prompts: int, rng: np.random.Generator, *, 
         total[chosen[k]] += 1
         used[step[k], chosen[k]] += 1
     return chosen
+
+
+def require_prompts(records: int, prompts: int, *, cap: int) -> None:
+    """Raises: RecipeError when prompts x cap is less than the records asked for."""
+    if cap and prompts * cap < records:
+        raise RecipeError(
+            f"{records} records from {prompts} prompts at most {cap} times each: raise capture.cap or"
+            " capture.prompts, or lower capture.records"
+        )
 
 
 def _untagged(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -13,9 +15,9 @@ from quaver.calib.records import load_records
 from quaver.calib.taps import open_tapped, tap_tensors
 from quaver.runtime.artifact import Stamp, load_tensors
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.errors import EngineError, RecipeError
+from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.generate import generate
-from quaver.runtime.progress import quiet
+from quaver.runtime.progress import Progress, quiet
 from quaver.runtime.sample import SamplingSettings
 
 SAMPLING = SamplingSettings(steps=4, guidance=2.0)
@@ -113,7 +115,9 @@ def test_guidance_of_one_has_one_branch(bundle: Bundle) -> None:
 
 def test_more_records_than_the_cap_allows_are_refused(bundle: Bundle) -> None:
     with pytest.raises(RecipeError, match=r"100 records from 8 prompts at most 2 times each"):
-        run(bundle, replace(SETTINGS, records=100, cap=2))
+        run(bundle, replace(SETTINGS, records=100, cap=2), replace(SAMPLING, steps=20))
+    with pytest.raises(RecipeError, match=r"capture\.records is 33, 8 prompts of 4 steps have 32 x_t: lower it"):
+        run(bundle, replace(SETTINGS, records=33))
     with pytest.raises(RecipeError, match=r"capture\.prompts is 9, there are 8 prompts"):
         run(bundle, replace(SETTINGS, prompts=9))
     with pytest.raises(RecipeError, match=r"capture\.records is 0, expected 1 or more"):
@@ -127,3 +131,44 @@ def test_a_broken_model_is_refused_with_layer_and_timestep(bundle: Bundle) -> No
     onnx.save(model, bundle.float_unet)
     with pytest.raises(EngineError, match=r"the input of conv_out is not finite at timestep 751"):
         run(bundle)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_threshold_that_is_no_number_is_refused(value: float) -> None:
+    with pytest.raises(RecipeError, match=r"capture\.tau is (inf|nan), expected 0 or more"):
+        CaptureSettings(tau=value)
+
+
+def test_variances_that_are_all_zero_are_said_and_drawn_uniformly(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quaver.calib.capture.resolved_variance", lambda grid: np.zeros_like(grid.mean))
+    said = io.StringIO()
+    capture(bundle, SETTINGS, SAMPLING, stamp=Stamp("capture"), progress=Progress(said))
+    assert "every activation variance is 0: pairs are drawn uniformly" in said.getvalue()
+    assert set(load_records(bundle.samples).layer) == {0, 1, 2, 3}
+
+
+def test_the_heat_map_lies_beside_and_shows_what_was_drawn(bundle: Bundle) -> None:
+    run(bundle)
+    picture = ElementTree.parse(bundle.media("variance.svg")).getroot()
+    records = load_records(bundle.samples)
+    dots = [part for part in picture.iter() if part.get("class") == "dot"]
+    assert len(dots) == len({*zip(records.layer.tolist(), records.t.tolist(), strict=True)})
+    assert "4 layers, 4 timesteps; 20 records drawn" in "".join(picture.itertext())
+
+
+def test_damaged_records_and_moments_are_refused(bundle: Bundle) -> None:
+    run(bundle)
+    for path, load in (
+        (bundle.samples, load_records),
+        (bundle.moments, lambda path: load_tensors(path, "moments")),
+    ):
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(ArtifactError, match=rf"{path.name} is damaged .*quaver run RECIPE"):
+            load(path)
+
+
+def test_nothing_but_the_artifacts_is_left(bundle: Bundle) -> None:
+    run(bundle)
+    assert [path.name for path in bundle.samples.parent.iterdir()] == [bundle.samples.name]

@@ -93,3 +93,50 @@ def test_zeros_seen_first_do_not_coarsen_what_follows() -> None:
 def test_memory_does_not_grow_with_what_was_seen(values: np.ndarray) -> None:
     counts = see([values * np.float32(10.0**k) for k in range(-6, 6)]).counts
     assert counts is not None and counts.size == BINS and counts.sum() == 12 * len(values)
+
+
+def plain_divergence(counts: np.ndarray, cut: int, levels: int) -> float:
+    """KL(P || Q) of one threshold, bin by bin."""
+    counts = counts.astype(float)
+    counts[0] = counts[1]
+    p, q = counts[:cut].copy(), np.zeros(cut)
+    p[-1] += counts[cut:].sum()
+    for level in range(levels):
+        inside = [j for j in range(cut) if (j * levels) // cut == level and counts[j] > 0]
+        q[inside] = np.mean(counts[inside]) if inside else 0
+    p, q = p / p.sum(), q / max(q.sum(), 1e-300)
+    if ((q == 0) & (p > 0)).any():
+        return float("inf")
+    return float(np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0])))
+
+
+@pytest.mark.parametrize("levels", [4, 8, 16])
+def test_divergences_equal_those_taken_bin_by_bin(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    for counts in (rng.integers(0, 50, 90), rng.poisson(300 * np.exp(-np.arange(70) / 6)), np.full(40, 3)):
+        expected = [plain_divergence(counts, cut, levels) for cut in range(levels, len(counts) + 1)]
+        np.testing.assert_allclose(observers.divergences(counts, levels), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_entropy_cuts_a_tail_at_the_threshold_of_least_divergence(values: np.ndarray) -> None:
+    state = see([values])
+    assert state.counts is not None
+    half = BINS // 2
+    counts = (state.counts[half:] + state.counts[:half][::-1])[: int(np.ceil(30.0 * half / 32))]
+    low, high = OBSERVERS["entropy"].finish(state, ObserverOptions(format=Format(4)))
+    cut = round(high * half / 32)
+    assert low == -high and 2 < high < 6
+    least = plain_divergence(counts, cut, 8)
+    assert all(least <= plain_divergence(counts, other, 8) for other in (8, cut - 1, cut + 1, 400, len(counts)))
+
+
+def test_entropy_of_one_sided_values_keeps_the_short_side() -> None:
+    x = np.random.default_rng(0).standard_normal(100_000)
+    silu = (3 * x / (1 + np.exp(-3 * x))).astype(np.float32)
+    low, high = OBSERVERS["entropy"].finish(see([silu]), OPTIONS)
+    assert low == silu.min() and 0 < high <= silu.max()
+
+
+def test_entropy_of_few_values_keeps_them_all() -> None:
+    values = np.float32([0.0, -1.0, 0.5])
+    assert OBSERVERS["entropy"].finish(see([values]), OPTIONS) == (-1, 0.5)

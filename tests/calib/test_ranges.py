@@ -88,11 +88,31 @@ def test_mse_ranges_lie_within_the_extremes(captured: Bundle) -> None:
 
 
 def test_policies_are_what_they_say(captured: Bundle) -> None:
-    ranges = {p: collect(captured, RangeSettings(percentile=90.0, policy=p))[0] for p in ("all", "max", "mean")}
-    per_t, drawn = ranges["max"], ranges["max"]["records"]
-    np.testing.assert_array_equal(per_t["amax"], per_t["amax_t"].max(axis=1))
-    np.testing.assert_allclose(ranges["mean"]["amax"], per_t["amax_t"] @ drawn / drawn.sum(), rtol=1e-6)
+    policies = ("all", "max", "mean", "percentile", "weighted")
+    ranges = {p: collect(captured, RangeSettings(percentile=90.0, policy=p))[0] for p in policies}
+    low, high = ranges["max"]["amin_t"], ranges["max"]["amax_t"]
+    np.testing.assert_array_equal(ranges["max"]["amax"], high.max(axis=1))
+    np.testing.assert_allclose(ranges["mean"]["amax"], high.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(ranges["percentile"]["amax"], np.percentile(high, 90, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(ranges["percentile"]["amin"], np.percentile(low, 10, axis=1), rtol=1e-6)
     assert (ranges["all"]["amax"] <= ranges["max"]["amax"]).all()
+
+
+def test_weighted_counts_the_records_drawn_for_the_layers_that_read_an_edge(captured: Bundle) -> None:
+    got, meta = collect(captured, RangeSettings(percentile=90.0, policy="weighted"))
+    records = load_records(captured.samples)
+    for edge, reader in (("h_act", "conv_out"), ("sample", "conv_in"), ("raw", None)):
+        e = meta["edges"].index(edge)
+        tagged = records.layer == records.layers.index(reader) if reader else np.full(len(records.t), True)
+        weight = np.array([np.mean(records.t[tagged] == t) for t in got["timesteps"]])
+        assert got["amax"][e] == pytest.approx(float(weight @ got["amax_t"][e]), rel=1e-5)
+        assert got["amin"][e] == pytest.approx(float(weight @ got["amin_t"][e]), rel=1e-5)
+
+
+def test_entropy_ranges_lie_within_the_extremes(captured: Bundle) -> None:
+    ends, found = (collect(captured, RangeSettings(observer=name))[0] for name in ("minmax", "entropy"))
+    slack = 1e-5 + 1e-3 * (ends["amax"] - ends["amin"])
+    assert (found["amin"] >= ends["amin"] - slack).all() and (found["amax"] <= ends["amax"] + slack).all()
 
 
 def test_an_edge_of_no_width_is_recorded(captured: Bundle) -> None:
@@ -137,5 +157,7 @@ def test_the_extremes_stay_exact_when_values_are_thinned(captured: Bundle) -> No
 def test_settings_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"percentile is 40, expected more than 50"):
         RangeSettings(percentile=40)
+    with pytest.raises(RecipeError, match=r"over_t is 20, expected 50 to 100"):
+        RangeSettings(over_t=20)
     with pytest.raises(RecipeError, match=r"ranges\.bits is 0"):
         RangeSettings(bits=0)
