@@ -49,7 +49,7 @@ def open_hooked(network: torch.nn.Module, call: Call, names: Sequence[str], *, o
         raise EngineError(f"the network has no layer {missing[0]!r} ({len(missing)} missing): name layers of its own")
 
     def look(name: str) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        def hook(module: Any, inputs: tuple[Any, ...]) -> None:
             times[name] += 1
             seen[name if times[name] == 1 else f"{name}#{times[name]}"] = summarise(inputs[0])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -86,10 +88,27 @@ def test_uniform_passes_chi_square_and_even_is_even(field: Field) -> None:
     assert set(np.bincount(step)) == {2, 3}
 
 
-def test_normal_is_centred_at_0_4_of_the_schedule(field: Field) -> None:
+def test_normal_draws_the_nearest_timestep_of_a_clipped_gaussian(field: Field) -> None:
     _, step = select.normal(field, 50_000, np.random.default_rng(4))
-    t = np.clip(np.random.default_rng(8).normal(400, 400, 50_000), 0, 999)
-    assert TIMESTEPS[step].mean() == pytest.approx(t.mean(), abs=8)
+    middles = [*((TIMESTEPS[:-1] + TIMESTEPS[1:]) / 2), -np.inf]  # between 951 and 901, 901 and 851, ...
+    below = np.array([0.5 * (1 + math.erf((m - 400) / (400 * math.sqrt(2)))) for m in middles])
+    found, freedom = chi_square(step, -np.diff([1.0, *below]))  # what lies beyond an end falls on it
+    assert found < chi_square_limit(freedom)
+
+
+@pytest.mark.parametrize("mode", ["paper", "normalized"])
+def test_layers_and_timesteps_are_drawn_by_the_marginals(field: Field, mode: str) -> None:
+    p = select.pair_probabilities(field.variance, mode=mode, tau=0.1)
+    layer, step = select.activation(field, 20_000, np.random.default_rng(11), mode=mode, tau=0.1)
+    for index, marginal in ((layer, p.sum(axis=1)), (step, p.sum(axis=0))):
+        found, freedom = chi_square(index, marginal)
+        assert found < chi_square_limit(max(freedom, 1)) and set(index) <= set(np.flatnonzero(marginal))
+
+
+@pytest.mark.parametrize("tau", [np.inf, np.nan, -1.0])
+def test_a_threshold_that_never_ends_is_refused(tau: float) -> None:
+    with pytest.raises(RecipeError, match=r"capture\.tau is .*expected a finite number"):
+        select.pair_probabilities(np.ones((2, 2)), tau=tau)
 
 
 def test_prompts_are_capped_and_an_x_t_repeats_as_late_as_possible() -> None:
