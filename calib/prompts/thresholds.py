@@ -3,14 +3,13 @@
     theta[b] = argmax over theta >= 0 of F1(s[:, b] > theta, label[:, b])     F1 = 2 tp / (2 tp + fp + fn)
 
 Candidates lie half-way between neighbouring scores; of equal ones the lowest is taken. `labelled.jsonl` holds the
-captions: a part to calibrate on and a part held out, on which macro-F1 (the mean over aspects) is reported by
-`python -m quaver.calib.prompts.thresholds [MODEL]`. A label says that the caption itself speaks of the aspect.
+captions: a part to calibrate on and a part held out, on which `python -m benchmarks.coverage` reports macro-F1, the
+mean over aspects. A label says that the caption itself speaks of the aspect.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -88,18 +87,6 @@ def measure(model: str = "") -> dict[str, tuple[float, int]]:
     return {a.name: (float(f1(found, labels)[b]), int(labels[:, b].sum())) for b, a in enumerate(aspects)}
 
 
-def main(argv: Sequence[str]) -> None:
-    """Print F1 per aspect and macro-F1 on the held-out captions."""
-    figures = measure(argv[0] if argv else "")
-    for name, (value, count) in figures.items():
-        print(f"{name:22}{value:6.3f}  {count:4} captions")
-    print(f"{'macro-F1':22}{np.mean([value for value, _ in figures.values()]):6.3f}")
-
-
 def _rows() -> list[dict[str, Any]]:
     text = (files("quaver.calib.prompts") / "labelled.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
