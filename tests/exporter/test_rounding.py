@@ -1,6 +1,10 @@
 """Learned rounding on a traced U-Net: the replay, the stage, and what the exported file holds."""
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -198,3 +202,35 @@ def test_without_a_method_or_integers_there_is_nothing_to_learn(recorded):
         learn(recorded, ReconstructSettings())
     with pytest.raises(RecipeError, match=r"the rules give ort-cpu none: change export.preset"):
         learn(recorded, preset="float")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from quaver.exporter.export import ExportSettings
+from quaver.exporter.rounding import ReconstructSettings, learn_weights
+from quaver.runtime.artifact import Stamp
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.progress import quiet
+
+settings = ReconstructSettings(method="adaround", iterations=int(sys.argv[2]), batch=4, records=3, rate=0.1)
+exported = ExportSettings(preset="d2-4w8a")
+learn_weights(Bundle(Path(sys.argv[1])), settings, exported, stamp=Stamp("reconstruct"), progress=quiet())
+"""
+
+
+@pytest.mark.slow
+def test_killed_behind_a_block_the_same_command_ends_with_the_same_bytes(recorded, tmp_path):
+    bundles = [Bundle(tmp_path / name) for name in ("whole", "killed")]
+    for bundle in bundles:
+        shutil.copytree(recorded.root, bundle.root)
+    whole, killed = ([sys.executable, "-c", KILLED, str(bundle.root), "40"] for bundle in bundles)
+    subprocess.run(whole, check=True)
+    with subprocess.Popen(killed) as child:
+        while not bundles[1].weights_part(0).exists():
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+    assert bundles[1].weights_part(0).exists() and not bundles[1].weights.exists()
+    subprocess.run(killed, check=True)
+    assert bundles[0].weights.read_bytes() == bundles[1].weights.read_bytes()
