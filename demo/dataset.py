@@ -22,7 +22,7 @@ from quaver.demo.render import Player, render
 from quaver.demo.spectrogram import BANDS, FRAMES, SAMPLES, log_spectrogram
 from quaver.demo.world import caption, draw_sound
 
-SPLITS = {"train": 28_000, "validation": 1_000, "test": 1_000}
+SPLITS = {"train": 34_000, "validation": 1_000, "test": 1_000}
 CHUNK = 250
 
 

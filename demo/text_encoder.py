@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 
 from quaver.demo.weights import load_weights, save_weights
-from quaver.demo.world import ATTRIBUTES, DRUM_NAMES, INSTRUMENTS, WORDS, Sound, caption, draw_sound
+from quaver.demo.world import ATTRIBUTES, INSTRUMENTS, caption, draw_sound, partial_caption
 
 WIDTH = 128
 HEADS = 4
@@ -93,23 +93,12 @@ def _example(rng: np.random.Generator) -> tuple[str, list[list[float]]]:
     if kind < 0.1:
         text, keep = "", set()
     elif kind < 0.35:
-        text, keep = _partial(sound, rng)
+        text, keep = partial_caption(sound, rng)
     else:
         text = caption(sound, rng)
     labels = dict(zip(ATTRIBUTES, sound.labels(), strict=True))
     labels["instrument"] = HEAD_NAMES["instrument"].index(sound.instrument)
     return text, [_target(len(names), labels[h] if h in keep else None) for h, names in HEAD_NAMES.items()]
-
-
-def _partial(sound: Sound, rng: np.random.Generator) -> tuple[str, set[str]]:
-    if sound.instrument == "drums":
-        name = DRUM_NAMES[sound.register][rng.integers(2)]
-        return name, {"family", "instrument", "register"}
-    parts = {"register": sound.register, "texture": sound.texture}
-    kept = {part for part in parts if rng.random() < 0.5}
-    words = [WORDS[parts[part]][rng.integers(len(WORDS[parts[part]]))] for part in parts if part in kept]
-    words.insert(int("register" in kept), sound.instrument)
-    return " ".join(words), kept | {"family", "instrument"}
 
 
 def _target(n: int, label: int | None) -> list[float]:

@@ -27,12 +27,12 @@ from quaver.demo.autoencoder import CHANNELS, load_autoencoder
 from quaver.demo.dataset import load_split
 from quaver.demo.text_encoder import load_text_encoder, tokenize
 from quaver.demo.weights import seeded
-from quaver.demo.world import Sound, caption
+from quaver.demo.world import Sound, caption, partial_caption
 
 BATCH = 32
 EMA = 0.999
 DROP = 0.1
-CAPTIONS = 3  # per clip, drawn once
+CAPTIONS = 4  # per clip, drawn once; the last leaves things open
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -86,7 +86,9 @@ def encode_split(data: Path, model: Path, split: str, captions: int) -> tuple[Te
         latents.append(autoencoder.encode(picture).half())
         sounds = [Sound(**{k: row[k] for k in Sound.__dataclass_fields__}) for row in rows[i : i + 500]]
         words = [row["text"] for row in rows[i : i + 500]]
-        drawn = [words] + [[caption(sound, rng) for sound in sounds] for _ in range(captions - 1)]
+        drawn = [words] + [[caption(sound, rng) for sound in sounds] for _ in range(captions - 2)]
+        if captions > 1:
+            drawn.append([partial_caption(sound, rng)[0] for sound in sounds])
         texts.append(torch.stack([encoder(*tokenize(tokenizer, d)) for d in drawn], dim=1).half())
     result = torch.cat(latents), torch.cat(texts)
     torch.save(result, cache)

@@ -18,6 +18,21 @@ def test_every_instrument_of_the_test_is_heard_in_training_in_another_register()
     assert {name for name, _ in world.combinations("test") + world.combinations("validation")} <= trained
 
 
+def test_every_family_of_a_held_out_combination_is_heard_in_its_register_on_another_instrument():
+    trained = {(world.BY_NAME[name].family, register) for name, register in world.combinations("train")}
+    held = world.combinations("test") + world.combinations("validation")
+    assert {(world.BY_NAME[name].family, register) for name, register in held} <= trained
+
+
+def test_a_partial_caption_names_the_instrument_and_says_what_it_says():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        sound = world.draw_sound(rng, "test")
+        text, said = world.partial_caption(sound, rng)
+        assert sound.instrument in text and {"family", "instrument"} <= said
+        assert ("texture" in said) == any(text.endswith(f" {word}") for word in world.WORDS[sound.texture])
+
+
 def test_a_caption_names_what_it_says():
     rng = np.random.default_rng(0)
     for _ in range(500):

@@ -84,15 +84,26 @@ def source(tmp_path_factory):
     return folder
 
 
+# The console script; phase retrieval unrolled once is faster to trace.
+CLI = (
+    "import quaver.demo.vocoder as v; v.ITERATIONS = 1; from quaver.exporter.cli import main; raise SystemExit(main())"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_vocoder():
+    """The same in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quaver.demo.vocoder.ITERATIONS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def built(source, tmp_path_factory):
     """A recipe and the bundle it became. Shared: read only."""
     recipe = tmp_path_factory.mktemp("engines") / "tiny.toml"
     recipe.write_text(RECIPE.format(source=source))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quaver.demo.vocoder.ITERATIONS", 1)  # unrolled 32 times it is slow to trace
-        written = run_recipe(recipe, progress=quiet())
-    return recipe, written
+    return recipe, run_recipe(recipe, progress=quiet())
 
 
 @pytest.fixture
@@ -168,20 +179,38 @@ def test_one_verb_refuses_a_bundle_that_lacks_what_it_reads(copied):
         run_verb(copied, "stats", progress=quiet())
 
 
-@pytest.mark.parametrize("stage", ["capture", "ranges", "export", "stats", "validate"])
-def test_a_stage_that_is_killed_loses_nothing_and_the_next_run_gives_the_same_bytes(copied, stage):
-    bundle = copied.with_suffix("")
-    artifacts = ["samples/records.safetensors", "ranges.safetensors", "unet.ort-cpu.onnx"]
-    before = {name: digest_file(bundle / name) for name in artifacts}
-    argv = [sys.executable, "-m", "quaver.exporter.cli", "run", str(copied), "--force", stage]
+def kill_in(recipe, stage, *overrides):
+    """Start a run that is asked for a stage, and kill it soon after the stage began."""
+    argv = [sys.executable, "-c", CLI, "run", str(recipe), "--force", stage, *(f"--set={o}" for o in overrides)]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as child:
         while f"{stage}: asked for" not in (line := child.stderr.readline()):
             assert line, "the run ended before its stage"
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(0.1)
         child.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("stage", ["trace", "capture", "ranges", "export", "stats", "validate"])
+def test_a_stage_that_is_killed_loses_nothing_and_the_next_run_gives_the_same_bytes(copied, stage):
+    bundle = copied.with_suffix("")
+    artifacts = ["samples/records.safetensors", "ranges.safetensors", "unet.ort-cpu.onnx"]
+    before = {name: digest_file(bundle / name) for name in artifacts}
+    kill_in(copied, stage)
     run_recipe(copied, progress=quiet())
     assert {name: digest_file(bundle / name) for name in artifacts} == before
+    assert not list(bundle.rglob(".tmp-*"))
+
+
+def test_a_killed_build_loses_nothing_and_the_next_run_makes_the_plan(copied):
+    pytest.importorskip("tensorrt_rtx")
+    copied.write_text(copied.read_text().replace('["ort-cpu"]', '["ort-cpu", "tensorrt-rtx"]'))
+    bundle, one = copied.with_suffix(""), ["build.compute_capabilities=['SM86']"]
+    run_recipe(copied, until="export", overrides=one, progress=quiet())
+    before = digest_file(bundle / "unet.tensorrt-rtx.onnx")
+    kill_in(copied, "build", *one)
+    run_recipe(copied, until="build", overrides=one, progress=quiet())
+    assert digest_file(bundle / "unet.tensorrt-rtx.onnx") == before
+    assert json.loads((bundle / "unet.tensorrt-rtx.plan.json").read_text())["built"]
     assert not list(bundle.rglob(".tmp-*"))
 
 
