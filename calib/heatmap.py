@@ -53,11 +53,11 @@ def draw_heatmap(field: Field, layers: Sequence[str], layer: np.ndarray, step: n
         *_key(),
         *_bars(np.bincount(step, minlength=steps), size[0]),
         h("rect", x=LEFT, y=TOP, width=MAP, height=f"{height:.1f}", class_="back"),
-        *_cells(shades(field.variance), size),
+        *cells(shades(field.variance), size),
         *_strip(field.variance.mean(axis=1), size[1]),
-        *_groups(layers, size[1]),
+        *groups(layers, size[1]),
         *_dots(drawn, size),
-        *_timesteps(field.timesteps, size[0], TOP + height + 16),
+        *timestep_axis(field.timesteps, size[0], TOP + height + 16),
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {LEFT + MAP + GAP + STRIP + 70} {TOP + height + FOOT:.0f}",
         role="img",
@@ -82,7 +82,7 @@ def _key() -> Iterator[Markup]:
     yield h("text", "×1.5", x=right - 54, y=42)
 
 
-def _cells(shade: np.ndarray, size: tuple[float, float]) -> Iterator[Markup]:
+def cells(shade: np.ndarray, size: tuple[float, float]) -> Iterator[Markup]:
     """One path a shade, one piece a run of cells that have it."""
     pieces: dict[int, list[str]] = {}
     for row, values in enumerate(shade.tolist()):
@@ -132,7 +132,7 @@ def _strip(mean: np.ndarray, pitch: float) -> Iterator[Markup]:
         yield h("text", text, x=x + STRIP + 6, y=TOP + y)
 
 
-def _groups(layers: Sequence[str], pitch: float) -> Iterator[Markup]:
+def groups(layers: Sequence[str], pitch: float) -> Iterator[Markup]:
     """Names of blocks of layers, and a line where one ends; names that would overlap are left out."""
     row, free = 0, 0.0
     for block, members in groupby(layers, key=block_of):
@@ -152,7 +152,8 @@ def block_of(layer: str) -> str:
     return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdigit() else parts[0]
 
 
-def _timesteps(timesteps: np.ndarray, width: float, y: float) -> Iterator[Markup]:
+def timestep_axis(timesteps: np.ndarray, width: float, y: float) -> Iterator[Markup]:
+    """Timesteps under a map whose columns are `width` wide; about ten of them are written."""
     steps = len(timesteps)
     every = max(1, -(-steps // 10))
     for s in range(0, steps, every):

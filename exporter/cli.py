@@ -71,6 +71,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     shared.add_argument("--quiet", action="store_true", help="show no progress")
     add_run(verbs, shared)
     add_stages(verbs, shared)
+    add_sensitivity(verbs, shared)
     add_generate(verbs, shared)
     add_looks(verbs, shared)
     if argv and not argv[0].startswith("-") and argv[0] not in verbs.choices:
@@ -102,6 +103,21 @@ def add_recipe(verb: argparse.ArgumentParser) -> None:
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], dest="overrides", help="replace a setting"
     )
     verb.add_argument("--out", metavar="DIR", type=Path, help="write the bundle there")
+
+
+def add_sensitivity(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
+    """`quaver sensitivity RECIPE`, whose tables go to stdout."""
+    verb = verbs.add_parser("sensitivity", parents=[shared], help="which layers should stay float, after 'quaver run'")
+    add_recipe(verb)
+    aim = verb.add_mutually_exclusive_group()
+    aim.add_argument(
+        "--keep", metavar="N%", help="share of the layers to propose as float (default: the recipe's, 10%%)"
+    )
+    aim.add_argument("--snr", metavar="DB", type=float, help="propose the fewest that reach this SNR at the output")
+    verb.add_argument("--records", metavar="N", type=int, help="records of each timestep (default: the recipe's, 2)")
+    verb.add_argument("--weight", metavar="FORMAT", help="int8 or int4 (default: what the recipe gives most layers)")
+    verb.add_argument("--activation", metavar="FORMAT", help="int8 or float (default: likewise)")
+    verb.set_defaults(verb=do_sensitivity, stage="sensitivity")
 
 
 def add_generate(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
@@ -149,6 +165,19 @@ def do_stage(arguments: argparse.Namespace) -> list[Path]:
         out=arguments.out,
         progress=shown(arguments),
     )
+
+
+def do_sensitivity(arguments: argparse.Namespace) -> str:
+    """Measure, propose, and say so."""
+    from quaver.exporter.proposal import KIND, describe
+    from quaver.runtime.artifact import load_json
+
+    given = {name: getattr(arguments, name) for name in ("keep", "snr", "records", "weight", "activation")}
+    if given["keep"] is not None:
+        given |= {"keep": given["keep"].removesuffix("%"), "snr": 0}
+    arguments.overrides += [f"sensitivity.{name}={value}" for name, value in given.items() if value is not None]
+    written = do_stage(arguments)
+    return "\n".join((describe(load_json(written[0], KIND)), "", *(f"# {path}" for path in written)))
 
 
 def do_generate(arguments: argparse.Namespace) -> list[Path]:

@@ -16,6 +16,7 @@ from quaver.calib.error_stats import StatsSettings
 from quaver.calib.prompts import PromptSettings
 from quaver.calib.ranges import RangeSettings
 from quaver.calib.reconstruct import ReconstructSettings
+from quaver.calib.sensitivity import SensitivitySettings
 from quaver.exporter.build import BuildSettings
 from quaver.exporter.export import ExportSettings
 from quaver.exporter.trace import ModelSettings
@@ -39,6 +40,7 @@ class Recipe:
     build: BuildSettings = field(default_factory=BuildSettings)
     stats: StatsSettings = field(default_factory=StatsSettings)
     validate: ValidateSettings = field(default_factory=ValidateSettings)
+    sensitivity: SensitivitySettings = field(default_factory=SensitivitySettings)  # no stage of the chain: an analysis
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:

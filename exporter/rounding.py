@@ -90,10 +90,17 @@ def learn_weights(
 
 
 def code_layers(
-    model: onnx.ModelProto, found: Sequence[Layer], sites: Sequence[Site], ranges: Ranges, target: Target
+    model: onnx.ModelProto,
+    found: Sequence[Layer],
+    sites: Sequence[Site],
+    ranges: Ranges,
+    target: Target,
+    *,
+    learning: bool = True,
 ) -> dict[str, Coding]:
     """How each coded layer is coded before anything is learned, by name, in graph order.
 
+    Where nothing is going to be learned, scales and codes are those that the exporter writes.
     Raises: RecipeError when the narrowest format is not one of integers.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -116,7 +123,7 @@ def code_layers(
             formats[layer.name],
             ranges,
             target,
-            learned=formats[layer.name].bits == narrowest,
+            learned=learning and formats[layer.name].bits == narrowest,
         )
         for layer in found
         if layer.name in formats

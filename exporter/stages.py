@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,12 +51,12 @@ def run_verb(
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Run one stage of a recipe, current or not, and return what it writes.
+    """Run one stage of a recipe or one analysis of its bundle, current or not, and return what it writes.
 
     Raises: as `run_recipe`; ArtifactError with the command to type when what it reads is missing or out of date.
     """
     with opened(path, overrides, out, progress) as run:
-        return run_one(run, name)
+        return run_one(replace(run, chain=(*STAGES, *ANALYSES)), name)
 
 
 @contextmanager
@@ -197,5 +198,18 @@ STAGES = (
         ],
         writes=lambda b, r: [b.report_json],
         beside=lambda b, r: [b.report_html],
+    ),
+)
+
+# asked for by their verbs alone, on what the stages left; no stage reads what they write
+ANALYSES = (
+    Stage(
+        "sensitivity",
+        "measure what each layer alone costs, and propose which stay float",
+        "quaver.exporter.proposal:propose",
+        settings=("sensitivity", "export"),
+        reads=lambda b, r: [b.float_unet, b.card, b.samples, b.ranges],
+        writes=lambda b, r: [b.sensitivity],
+        beside=lambda b, r: [b.media("sensitivity.svg")],
     ),
 )

@@ -62,6 +62,11 @@ class Bundle:
         return self.root / "ranges.safetensors"
 
     @property
+    def sensitivity(self) -> Path:
+        """What each layer alone costs at the output, and the rules proposed; only when asked for."""
+        return self.root / "sensitivity.json"
+
+    @property
     def weights(self) -> Path:
         """Learned weight codes and scales per layer; only when rounding is learned."""
         return self.root / "weights.safetensors"

@@ -117,6 +117,29 @@ def test_every_stage_is_a_verb(capsys, monkeypatch):
     assert called == [stage.name for stage in STAGES] and all(isinstance(stage, Stage) for stage in STAGES)
 
 
+@pytest.mark.parametrize(
+    ("options", "overrides"),
+    [
+        ([], []),
+        (["--keep", "5%"], ["sensitivity.keep=5", "sensitivity.snr=0"]),
+        (["--snr", "35", "--weight", "int4"], ["sensitivity.snr=35.0", "sensitivity.weight=int4"]),
+    ],
+)
+def test_sensitivity_turns_its_options_into_settings_and_prints_what_was_found(
+    capsys, monkeypatch, tmp_path, options, overrides
+):
+    def analyse(path, name, *, overrides, **others):
+        seen.append((name, overrides))
+        return [save_json(tmp_path / "sensitivity.json", {}, Stamp("sensitivity"))]
+
+    seen = []
+    monkeypatch.setattr(cli, "run_verb", analyse)
+    monkeypatch.setattr("quaver.exporter.proposal.describe", lambda table: "the table")
+    code, out, _ = status(capsys, "sensitivity", "r.toml", *options)
+    assert (code, seen) == (0, [("sensitivity", overrides)]) and out.startswith("the table\n")
+    assert status(capsys, "sensitivity", "r.toml", "--keep", "5%", "--snr", "3")[0] == 2
+
+
 def test_generate_passes_everything_on_and_names_the_file_after_prompt_and_seed(capsys, monkeypatch):
     seen = {}
     monkeypatch.setattr(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from quaver.exporter.recipe import Recipe, load_recipe
-from quaver.exporter.stages import STAGES
+from quaver.exporter.stages import ANALYSES, STAGES
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.config import read_toml, to_config, to_table, to_toml, tomllib
 from quaver.runtime.errors import RecipeError
@@ -58,13 +58,13 @@ def test_a_recipe_that_is_not_there_is_answered_with_the_nearest(tmp_path):
 
 
 def test_every_section_is_read_by_a_stage_and_every_stage_reads_sections_that_exist():
-    read = {section for stage in STAGES for section in stage.settings}
+    read = {section for stage in (*STAGES, *ANALYSES) for section in stage.settings}
     assert read == {field.name for field in fields(Recipe)}
 
 
 def test_a_stage_reads_only_what_stages_before_it_write():
     bundle, recipe, written = Bundle(Path("b")), Recipe(), set()
-    for stage in STAGES:
+    for stage in (*STAGES, *ANALYSES):
         inside = {path for path in stage.reads(bundle, recipe) if path.is_relative_to("b")}
         assert inside <= written, stage.name
         written |= {*stage.writes(bundle, recipe), *stage.beside(bundle, recipe)}
@@ -75,7 +75,7 @@ def test_the_stages_name_functions_that_take_what_they_are_given():
 
     from quaver.runtime.plug import plug
 
-    for stage in STAGES:
+    for stage in (*STAGES, *ANALYSES):
         parameters = inspect.signature(plug(stage.run, {}, what="stage")).parameters
         positional = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
         assert len(positional) == 1 + len(stage.settings), stage.name
