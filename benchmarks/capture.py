@@ -3,7 +3,8 @@
     python -m benchmarks.capture [BUNDLE] [--pairs 5] [--trajectories 16] [--steps 10] [--skip-memory]
 
 Time: the same prompts and seeds are sampled by the float denoiser, and captured (every layer's input summarised in the
-graph, every x_t kept on disk), in turns in this process; a ratio is of one turn. Opening the graphs is not in it.
+graph, moments and every x_t written to disk), in turns in this process; a ratio is of one turn. Opening the graphs is
+not in it.
 Memory: the stage itself, with 10 and with 1,000 prompts of 2 steps and the same number of records, each in a process of
 its own; what grows is the peak of resident memory.
 """
@@ -21,15 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figures import publish
-from quaver.calib.capture import CaptureSettings, Trajectories, capture, embed, observe
-from quaver.calib.graph import layers
+from quaver.calib.capture import CaptureSettings, capture, every_state
 from quaver.calib.prompts import load_prompts
-from quaver.calib.states import open_states
 from quaver.calib.taps import open_tapped, tap_summaries
-from quaver.runtime.artifact import Stamp, save_lines
+from quaver.calib.trajectories import FIELDS, Trajectories, first_readers, observe, read_layers, split_prompts
+from quaver.runtime.artifact import Stamp, save_lines, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.denoise import denoiser, initial_noise, step_noise
-from quaver.runtime.lazy import need
 from quaver.runtime.measure.latency import peak_rss_bytes, seconds
 from quaver.runtime.measure.quality import Interval, bootstrap
 from quaver.runtime.progress import quiet
@@ -69,34 +68,36 @@ def time_pairs(bundle: Bundle, count: int, steps: int, *, pairs: int) -> tuple[f
     """Median seconds of sampling and of capturing `count` trajectories, and the ratio: the median over pairs."""
     texts = [row["text"] for row in load_prompts(bundle, "calib")]
     texts = [texts[i % len(texts)] for i in range(count)]
-    found = layers(need("onnx", extra="calib").load(bundle.float_unet, load_external_data=False))
-    readers = {layer.input: layer.name for layer in reversed(found)}
-    settings = CaptureSettings()
-    seeds = range(settings.seed, settings.seed + count)
+    readers, settings = first_readers(read_layers(bundle)), CaptureSettings()
     with (
         open_bundle(bundle, engine_file=FLOAT) as session,
         open_tapped(bundle.float_unet, partial(tap_summaries, edges=list(readers))) as run,
         tempfile.TemporaryDirectory() as folder,
     ):
         sampling = sampling_of(session, steps=steps)
-        cond = embed(session, texts, settings.batch)
-        paths = Trajectories(session, run, cond, seeds, sampling, settings.batch)
+        shards = split_prompts(texts, settings.seed, settings.batch, keep=partial(every_state, steps))
+        conds = [session.family.embed(session.parts, list(shard.texts)) for shard in shards]
+        parts = [
+            (shard, cond, range(shard.seed, shard.seed + len(shard.texts)))
+            for shard, cond in zip(shards, conds, strict=True)
+        ]
 
         def sample() -> None:
-            for part in paths.parts():
-                rows = {name: values[part] for name, values in cond.items()}
+            for _, cond, seeds in parts:
                 SAMPLERS[sampling.sampler](
-                    denoiser(session.engine, session.family, rows, session.uncond, session.schedule, sampling.guidance),
-                    initial_noise(seeds[part], session.latent_shape),
+                    denoiser(session.engine, session.family, cond, session.uncond, session.schedule, sampling.guidance),
+                    initial_noise(seeds, session.latent_shape),
                     session.schedule,
                     steps=steps,
                     eta=sampling.eta,
-                    noise=step_noise(seeds[part]),
+                    noise=step_noise(seeds),
                 )
 
         def tap() -> None:
-            with open_states(Path(folder), (count, steps, *session.latent_shape), limit=1 << 40) as states:
-                observe(paths, readers, states=states, progress=quiet())
+            for shard, cond, seeds in parts:
+                seen, x_t = observe(Trajectories(session, run, cond, seeds, sampling), readers, shard.keep)
+                tensors = {name: getattr(seen, name) for name in FIELDS} | {"x_t": x_t}
+                save_tensors(Path(folder) / f"{shard.seed}.safetensors", tensors, Stamp("shard"))
 
         times = np.array([[seconds(sample), seconds(tap)] for _ in range(pairs + 1)])[1:].T  # the first warms up
     ratio = bootstrap(lambda a, b: np.median(b / a), times[0], times[1], rng=np.random.default_rng(0))

@@ -15,26 +15,32 @@ the engine answers that is not finite is dropped, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from quaver.calib.fanout import HERE, Compute, Fanout, Work, clear, map_shards
+from quaver.calib.fanout import KIND as SHARD
 from quaver.calib.moments import Joint, covariance, joint_of, merge_joint, no_joint
 from quaver.calib.prompts import load_prompts
-from quaver.runtime.artifact import Stamp, save_tensors
+from quaver.calib.trajectories import Shard, split_prompts
+from quaver.runtime.artifact import Stamp, digest_json, load_tensors, save_tensors
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.correct import KIND, ErrorStats, error_law
+from quaver.runtime.correct import KIND, Binding, ErrorStats, error_law
 from quaver.runtime.engine import Engine, open_engine
-from quaver.runtime.errors import EngineError, RecipeError
+from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.generate import binding, generate_from
 from quaver.runtime.guide import Rows, guide
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import Denoise, SamplingSettings, Step
-from quaver.runtime.schedule import timesteps, to_eps
-from quaver.runtime.session import Session, open_bundle
+from quaver.runtime.schedule import load_schedule, timesteps, to_eps
+from quaver.runtime.session import FLOAT, Session, open_bundle
+
+OPEN = "quaver.calib.error_stats:open_pair"
 
 
 @dataclass(frozen=True)
@@ -53,68 +59,106 @@ class StatsSettings:
                 raise RecipeError(f"stats.{name} is {getattr(self, name)}, expected {least} or more")
 
 
+@dataclass(frozen=True)
+class Pair:
+    """The engines compared: a bundle, by its absolute path, the target's name, and how they are compared."""
+
+    bundle: Bundle
+    target: str
+    granularity: str
+    sampling: SamplingSettings
+
+
 def collect_error_stats(
-    bundle: Bundle, settings: StatsSettings, sampling: SamplingSettings, *, stamp: Stamp, progress: Progress
+    bundle: Bundle,
+    settings: StatsSettings,
+    sampling: SamplingSettings,
+    *,
+    stamp: Stamp,
+    progress: Progress,
+    fanout: Fanout = HERE,
 ) -> Path:
     """Write error_stats.<target>.safetensors: timesteps [S], mean [S, C|1, 2], cov [S, C|1, 2, 2], count [S] float64.
 
     `meta` holds the binding and, per timestep, the share of the error's variance that the output explains.
     Raises: EngineError when an engine gives nothing finite at a timestep.
     """
-    texts = [row["text"] for row in load_prompts(bundle, "calib")]
-    with open_bundle(bundle, engine_file="float") as session, open_engine(bundle.qdq(settings.target)) as engine:
-        at = timesteps(session.schedule, sampling.steps)
-        joints, dropped = observe(session, engine, texts, settings, sampling, progress)
-        counts = np.array([joint.count[0] for joint in joints])
-        if counts.min() < 2:
-            raise EngineError(
-                f"{settings.target} gives nothing finite at timestep {at[counts.argmin()]}: run 'quaver show' on"
-                f" {bundle.qdq(settings.target).name}, or collect wider ranges"
-            )
-        bound = binding(replace(session, engine=engine), sampling, reference=session.engine.digest)
-        stats = ErrorStats(
-            timesteps=at,
-            mean=np.stack([joint.mean for joint in joints]),
-            cov=np.stack([covariance(joint) for joint in joints]),
-            count=counts,
-            binding=bound,
+    texts, folder = [row["text"] for row in load_prompts(bundle, "calib")], bundle.shards("stats")
+    shards = split_prompts([texts[i % len(texts)] for i in range(settings.trajectories)], settings.seed, settings.batch)
+    pair = Pair(Bundle(bundle.root.resolve()), settings.target, settings.granularity, sampling)
+    work = Work(OPEN, pair, digest_json([asdict(stamp), asdict(settings), asdict(sampling)]))
+    label = f"stats {settings.target}"
+    joint, dropped, bound = merge_shards(
+        map_shards(work, shards, folder, fanout=fanout, progress=progress, label=label)
+    )
+    at = timesteps(load_schedule(bundle.scheduler), sampling.steps)
+    counts = joint.count[:, 0]
+    if counts.min() < 2:
+        raise EngineError(
+            f"{settings.target} gives nothing finite at timestep {at[counts.argmin()]}: run 'quaver show' on"
+            f" {bundle.qdq(settings.target).name}, or collect wider ranges"
         )
+    stats = ErrorStats(timesteps=at, mean=joint.mean, cov=covariance(joint), count=counts, binding=bound)
     share = explained(stats)
     meta = {"binding": asdict(bound), "explained": share, "dropped": dropped, "settings": asdict(settings)}
     lost = f", {dropped.sum()} answers that were not finite left out" if dropped.any() else ""
     progress.say(f"stats  the output explains {share.min():.1%} to {share.max():.1%} of its error's variance{lost}")
     tensors = {name: getattr(stats, name) for name in ("timesteps", "mean", "cov", "count")}
-    return save_tensors(bundle.error_stats(settings.target), tensors, replace(stamp, kind=KIND), meta=meta)
+    path = save_tensors(bundle.error_stats(settings.target), tensors, replace(stamp, kind=KIND), meta=meta)
+    clear(folder)
+    return path
 
 
-def observe(
-    session: Session,
-    engine: Engine,
-    texts: list[str],
-    settings: StatsSettings,
-    sampling: SamplingSettings,
-    progress: Progress,
-) -> tuple[list[Joint], np.ndarray]:
-    """Joint moments per timestep and group, and how many trajectories were dropped at each timestep [S]."""
-    groups = session.latent_shape[0] if settings.granularity == "channel" else 1
-    joints = [no_joint((groups,), 2) for _ in range(sampling.steps)]
-    dropped = np.zeros(sampling.steps, int)
-    with progress.bar(settings.trajectories * sampling.steps, f"stats {settings.target}") as bar:
-        for start in range(0, settings.trajectories, settings.batch):
-            chosen = range(start, min(start + settings.batch, settings.trajectories))
-            prompts = [texts[i % len(texts)] for i in chosen]
-            cond = session.family.embed(session.parts, prompts)
-            deployed = unchecked_denoiser(session, engine, cond, sampling.guidance)
+def merge_shards(files: Iterable[Path]) -> tuple[Joint, np.ndarray, Binding]:
+    """Joint moments [S, G] and dropped trajectories [S] of all shards together, and what all of them were bound to.
 
-            def compare(step: Step, deployed: Denoise = deployed) -> None:
-                joint, bad = pair_moments(deployed(step.x_t, step.t), step.eps_raw, groups)
-                joints[step.index] = merge_joint(joints[step.index], joint)
-                dropped[step.index] += bad
-                bar.step(len(step.x_t))
+    Raises: ArtifactError when two shards were run on different engines.
+    """
+    joint, dropped = None, np.zeros((), int)
+    bound: dict[str, Any] = {}
+    for path in files:
+        tensors, meta = load_tensors(path, SHARD)
+        seen = Joint(*(tensors[name] for name in ("count", "mean", "m2")))
+        if bound and meta["binding"] != bound:
+            raise ArtifactError(
+                f"shards ran on different engines ({bound['engine']} and {meta['binding']['engine']}): let every worker"
+                " see the same bundle, and run the stage again"
+            )
+        joint, bound = seen if joint is None else merge_joint(joint, seen), meta["binding"]
+        dropped = dropped + tensors["dropped"]
+    assert joint is not None  # there are trajectories
+    return joint, dropped, Binding(**{**bound, "latent_shape": tuple(bound["latent_shape"])})
 
-            seeds = [settings.seed + i for i in chosen]
-            list(generate_from(session, prompts, seeds, sampling, batch=len(seeds), decode=False, on_step=compare))
-    return joints, dropped
+
+@contextmanager
+def open_pair(pair: Pair, *, threads: int | None) -> Iterator[Compute]:
+    """The function from a shard to its joint moments, with both engines open."""
+    with (
+        open_bundle(pair.bundle, engine_file=FLOAT, threads=threads) as session,
+        open_engine(pair.bundle.qdq(pair.target), threads=threads) as engine,
+    ):
+        bound = asdict(binding(replace(session, engine=engine), pair.sampling, reference=session.engine.digest))
+
+        def compute(shard: Shard) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+            joint, dropped = compare(session, engine, shard, pair)
+            return {"count": joint.count, "mean": joint.mean, "m2": joint.m2, "dropped": dropped}, {"binding": bound}
+
+        yield compute
+
+
+def compare(session: Session, engine: Engine, shard: Shard, pair: Pair) -> tuple[Joint, np.ndarray]:
+    """Joint moments [S, G] per timestep and group over a shard, and how many trajectories were dropped at each [S]."""
+    groups, steps = session.latent_shape[0] if pair.granularity == "channel" else 1, pair.sampling.steps
+    joints, dropped = [no_joint((groups,), 2)] * steps, np.zeros(steps, int)
+    texts, seeds = list(shard.texts), range(shard.seed, shard.seed + len(shard.texts))
+    deployed = unchecked_denoiser(session, engine, session.family.embed(session.parts, texts), pair.sampling.guidance)
+
+    def look(step: Step) -> None:
+        joint, bad = pair_moments(deployed(step.x_t, step.t), step.eps_raw, groups)
+        joints[step.index], dropped[step.index] = merge_joint(joints[step.index], joint), dropped[step.index] + bad
+
+    list(generate_from(session, texts, seeds, pair.sampling, batch=len(seeds), decode=False, on_step=look))
+    return Joint(*(np.stack([getattr(joint, name) for joint in joints]) for name in ("count", "mean", "m2"))), dropped
 
 
 def pair_moments(q: np.ndarray, e: np.ndarray, groups: int) -> tuple[Joint, int]:

@@ -58,8 +58,8 @@ def load_records(path: Path) -> Records:
     try:
         return Records(
             **{name: tensors[name] for name in ARRAYS},
-            cond=_prefixed(tensors, "cond_"),
-            uncond=_prefixed(tensors, "uncond_"),
+            cond=prefixed(tensors, "cond_"),
+            uncond=prefixed(tensors, "uncond_"),
             guidance=float(meta["guidance"]),
             prompts=tuple(meta["prompts"]),
             layers=tuple(meta["layers"]),
@@ -68,5 +68,6 @@ def load_records(path: Path) -> Records:
         raise ArtifactError(f"{path} lacks {error}: 'quaver capture RECIPE' writes it anew") from error
 
 
-def _prefixed(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def prefixed(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The tensors whose names start with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

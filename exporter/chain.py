@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quaver.calib.fanout import HERE, Fanout
 from quaver.exporter.lock import locked
 from quaver.runtime.artifact import Stamp, atomic, digest_file, digest_folder, digest_json, read_stamp, sweep
 from quaver.runtime.bundle import Bundle
@@ -40,6 +41,7 @@ class Stage:
     writes: Files  # files that carry its stamp
     beside: Files = lambda bundle, recipe: ()  # files that come with them and carry none
     optional: bool = False  # may write nothing, having said why
+    sharded: bool = False  # takes `fanout=`: its work comes in shards
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Run:
     digest: Digest
     progress: Progress
     chain: tuple[Stage, ...]
+    fanout: Fanout = HERE
 
 
 def run_all(run: Run, *, until: str | None = None, force: str | None = None) -> list[Path]:
@@ -87,7 +90,13 @@ def run_one(run: Run, name: str) -> list[Path]:
 
 @contextmanager
 def open_run(
-    path: Path, recipe: Recipe, bundle: Bundle, chain: tuple[Stage, ...], *, progress: Progress
+    path: Path,
+    recipe: Recipe,
+    bundle: Bundle,
+    chain: tuple[Stage, ...],
+    *,
+    progress: Progress,
+    fanout: Fanout = HERE,
 ) -> Iterator[Run]:
     """Hold the bundle of the recipe read from `path`, cleared of what killed writers left, the resolved recipe in it.
 
@@ -99,7 +108,7 @@ def open_run(
         if not bundle.recipe.exists() or bundle.recipe.read_text(encoding="utf-8") != text:
             with atomic(bundle.recipe) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-        yield Run(Path(path), bundle, recipe, digests(), progress, chain)
+        yield Run(Path(path), bundle, recipe, digests(), progress, chain, fanout)
 
 
 def run_stage(stage: Stage, run: Run, reason: str) -> None:
@@ -110,7 +119,8 @@ def run_stage(stage: Stage, run: Run, reason: str) -> None:
     run.progress.say(f"{stage.name}: {reason}")
     started, stamp = time.monotonic(), stamp_now(stage, run)
     settings = [getattr(run.recipe, section) for section in stage.settings]
-    plug(stage.run, {}, what="stage")(run.bundle, *settings, stamp=stamp, progress=run.progress)
+    where = {"fanout": run.fanout} if stage.sharded else {}
+    plug(stage.run, {}, what="stage")(run.bundle, *settings, stamp=stamp, progress=run.progress, **where)
     if not stage.optional and (left := stale(stage, run)):
         raise ArtifactError(f"{stage.name} ended and is still out of date ({left}): run it again, nobody else writing")
     run.progress.say(f"{stage.name}: {duration(time.monotonic() - started)}")

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from quaver.calib.fanout import Fanout
 from quaver.exporter.stages import STAGES, run_recipe, run_verb
 from quaver.runtime import log
 from quaver.runtime.artifact import write_error
@@ -103,6 +104,8 @@ def add_recipe(verb: argparse.ArgumentParser) -> None:
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], dest="overrides", help="replace a setting"
     )
     verb.add_argument("--out", metavar="DIR", type=Path, help="write the bundle there")
+    verb.add_argument("--workers", metavar="N", type=int, default=1, help="processes that share capture and stats")
+    verb.add_argument("--ray", metavar="ADDRESS", default="", help="a Ray cluster that shares them, auto: this one's")
 
 
 def add_sensitivity(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
@@ -153,6 +156,7 @@ def do_run(arguments: argparse.Namespace) -> list[Path]:
         overrides=arguments.overrides,
         out=arguments.out,
         progress=shown(arguments),
+        fanout=Fanout(arguments.workers, arguments.ray),
     )
 
 
@@ -164,6 +168,7 @@ def do_stage(arguments: argparse.Namespace) -> list[Path]:
         overrides=arguments.overrides,
         out=arguments.out,
         progress=shown(arguments),
+        fanout=Fanout(arguments.workers, arguments.ray),
     )
 
 

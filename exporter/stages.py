@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from quaver.calib.amax import amax_file
 from quaver.calib.capture import HEAT_MAP
+from quaver.calib.fanout import HERE, Fanout
 from quaver.exporter.chain import Run, Stage, open_run, run_all, run_one
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.progress import Progress
@@ -32,14 +33,16 @@ def run_recipe(
     overrides: Iterable[str] = (),
     out: Path | None = None,
     progress: Progress | None = None,
+    fanout: Fanout = HERE,
 ) -> list[Path]:
     """Bring the bundle of a recipe up to date and return what the last stage writes.
 
-    The bundle is `out`, or the folder beside the recipe that has its name; `overrides` are "section.key=value".
+    The bundle is `out`, or the folder beside the recipe that has its name; `overrides` are "section.key=value";
+    `fanout` says where the shards of those stages run that come in shards.
     Raises: RecipeError for a recipe or a stage that cannot be meant; ArtifactError when another process writes the
     bundle or it cannot be written; whatever a stage raises. What was written before stays, and the next run goes on.
     """
-    with opened(path, overrides, out, progress) as run:
+    with opened(path, overrides, out, progress, fanout) as run:
         return run_all(run, until=until, force=force)
 
 
@@ -50,23 +53,26 @@ def run_verb(
     overrides: Iterable[str] = (),
     out: Path | None = None,
     progress: Progress | None = None,
+    fanout: Fanout = HERE,
 ) -> list[Path]:
     """Run one stage of a recipe or one analysis of its bundle, current or not, and return what it writes.
 
     Raises: as `run_recipe`; ArtifactError with the command to type when what it reads is missing or out of date.
     """
-    with opened(path, overrides, out, progress) as run:
+    with opened(path, overrides, out, progress, fanout) as run:
         return run_one(replace(run, chain=(*STAGES, *ANALYSES)), name)
 
 
 @contextmanager
-def opened(path: Path, overrides: Iterable[str], out: Path | None, progress: Progress | None) -> Iterator[Run]:
+def opened(
+    path: Path, overrides: Iterable[str], out: Path | None, progress: Progress | None, fanout: Fanout = HERE
+) -> Iterator[Run]:
     """A recipe read, and its bundle held."""
     from quaver.exporter.recipe import load_recipe  # pulls in the settings of every stage
 
     recipe, path = load_recipe(path, overrides), Path(path)
     bundle = Bundle(Path(out) if out else path.with_suffix(""))
-    with open_run(path, recipe, bundle, STAGES, progress=progress or Progress()) as run:
+    with open_run(path, recipe, bundle, STAGES, progress=progress or Progress(), fanout=fanout) as run:
         yield run
 
 
@@ -140,6 +146,7 @@ STAGES = (
         reads=lambda b, r: [b.prompts, b.float_unet, *conditioning(b)],
         writes=lambda b, r: [b.moments, b.samples],
         beside=lambda b, r: [b.media(HEAT_MAP)],
+        sharded=True,
     ),
     Stage(
         "ranges",
@@ -182,6 +189,7 @@ STAGES = (
         settings=("stats", "sampling"),
         reads=lambda b, r: [b.prompts, b.float_unet, b.qdq(r.stats.target), *conditioning(b)],
         writes=lambda b, r: [b.error_stats(r.stats.target)],
+        sharded=True,
     ),
     Stage(
         "validate",

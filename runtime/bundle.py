@@ -75,6 +75,10 @@ class Bundle:
         """What one block learned, until all have."""
         return self.root / "weights" / f"{block:04}.safetensors"
 
+    def shards(self, stage: str) -> Path:
+        """What the shards of a stage gave, until all have."""
+        return self.root / ".shards" / stage
+
     @property
     def float_unet(self) -> Path:
         """The traced denoiser in full precision: the reference."""

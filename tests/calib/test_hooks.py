@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quaver.calib.capture import Trajectories, observe
 from quaver.calib.graph import layers
 from quaver.calib.hooks import layer_names, open_hooked
 from quaver.calib.moments import variance
 from quaver.calib.taps import COUNT, SUMMARY, open_tapped, read_summaries, tap_summaries
+from quaver.calib.trajectories import Trajectories, observe
 from quaver.runtime.errors import EngineError
 from quaver.runtime.families.audioldm import feeds
-from quaver.runtime.progress import quiet
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.schedule import load_schedule
 
@@ -99,10 +98,7 @@ def test_one_capture_serves_both(unet: Any, graph: Path, bundle: Any) -> None:
         open_hooked(unet, partial(call, unet), list(readers.values())) as hooked,
         open_tapped(graph, partial(tap_summaries, edges=list(readers))) as tapped,
     ):
-        grids = [
-            observe(Trajectories(session, run, rows, range(5), sampling, 2), readers, states=None, progress=quiet())
-            for run in (hooked, tapped)
-        ]
+        grids = [observe(Trajectories(session, run, rows, range(5), sampling), readers)[0] for run in (hooked, tapped)]
     assert grids[0].count.shape == (len(readers), 3)
     np.testing.assert_allclose(variance(grids[0]), variance(grids[1]), rtol=2e-3, atol=1e-9)
     np.testing.assert_allclose(grids[0].amax, grids[1].amax, rtol=2e-3, atol=1e-5)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from quaver.calib.fanout import Fanout
 from quaver.exporter import cli
 from quaver.exporter.chain import Stage
 from quaver.exporter.stages import STAGES
@@ -50,6 +51,7 @@ def test_a_wrong_command_line_exits_with_2_and_says_what_is_right(capsys, argv, 
     ("argv", "message"),
     [
         (["show", "nothing.json"], "nothing.json does not exist"),
+        (["run", "r.toml", "--workers", "0"], "--workers is 0, expected 1 or more"),
         (["generate", "no/bundle", "--prompt", "x"], "no bundle at no/bundle: 'quaver run"),
         (["generate", "b", "--prompt", " \n"], "prompt 1 is empty"),
         (["generate", "b", "--prompt", "x" * 10_000], "prompt 1 has 10000 characters, expected at most 2000"),
@@ -96,13 +98,15 @@ def test_a_bug_keeps_its_traceback(monkeypatch, error):
 
 
 def test_stdout_is_the_written_paths_and_nothing_else(capsys, monkeypatch, tmp_path):
-    def stage(path, *, until, force, overrides, out, progress):
+    def stage(path, *, until, force, overrides, out, progress, fanout):
         progress.say("working")
+        assert fanout == Fanout(workers=4)
         assert (until, force, overrides) == ("ranges", "trace", ["a.b=1", "c.d=2"])
         return [tmp_path / "report.json", tmp_path / "report.html"]
 
     monkeypatch.setattr(cli, "run_recipe", stage)
-    argv = ["run", "r.toml", "--until", "ranges", "--force", "trace", "--set", "a.b=1", "--set", "c.d=2"]
+    options = "--until ranges --force trace --set a.b=1 --set c.d=2 --workers 4"
+    argv = ["run", "r.toml", *options.split()]
     code, out, err = status(capsys, *argv)
     assert code == 0 and err == "working\n"
     assert out == f"{tmp_path / 'report.json'}\n{tmp_path / 'report.html'}\n"
