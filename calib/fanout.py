@@ -215,8 +215,8 @@ def cores() -> int:
 
 
 def follow_parent() -> None:
-    """Make a worker leave Ctrl-C to its parent, and end when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Make a worker end without a word at Ctrl-C, and when its parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
