@@ -1,6 +1,6 @@
 """What capturing costs: a capture run against the same sampling run without taps, and its memory over prompts.
 
-    python -m benchmarks.capture [BUNDLE] [--pairs 5] [--trajectories 16] [--steps 10] [--skip-memory]
+    python -m benchmarks.capture [BUNDLE] [--pairs 15] [--trajectories 16] [--steps 10] [--skip-memory]
 
 Time: the same prompts and seeds are sampled by the float denoiser, and captured (every layer's input summarised in the
 graph, moments and every x_t written to disk), in turns in this process; a ratio is of one turn. Opening the graphs is
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print ratio and growth."""
     parser = argparse.ArgumentParser(prog="benchmarks.capture")
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("engines/demo-w8a8"))
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--trajectories", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--skip-memory", action="store_true")

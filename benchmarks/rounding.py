@@ -15,7 +15,6 @@ are over the better of the two that round to nearest.
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,18 +23,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import publish
-from quaver.exporter.chain import files
-from quaver.exporter.stages import STAGES, opened, run_recipe
-from quaver.runtime.artifact import atomic
+from benchmarks.variants import branch
+from quaver.exporter.stages import run_recipe
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.measure.compare import call_feeds
 from quaver.runtime.measure.quality import mean_interval, snr_db
 from quaver.runtime.measure.trajectories import Pairs, held_out, take
-from quaver.runtime.progress import Progress
 from quaver.runtime.schedule import timesteps
 from quaver.runtime.session import FLOAT, Session, open_bundle, sampling_of
 
 SEED = 6_000_000
+SHARED = ("prompts", "trace", "capture", "ranges")
 WANTED_DB = 2.0
 TARGET = "ort-cpu"
 WAYS = {"widest": "none", "nearest": "nearest", "AdaRound": "adaround", "BRECQ": "brecq", "QDrop": "qdrop"}
@@ -63,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = {}
     for way, method in WAYS.items():
         started = time.monotonic()
-        make(given.recipe, given.out / method, [*SETTINGS, *given.overrides, f'reconstruct.method="{method}"'])
+        branch(given.recipe, given.out / method, SHARED)
+        overrides = [*SETTINGS, *given.overrides, f'reconstruct.method="{method}"']
+        run_recipe(given.recipe, until="export", overrides=overrides, out=given.out / method)
         seconds[way] = time.monotonic() - started
     pairs = held_out(Bundle(given.recipe.with_suffix("")), count=given.trajectories, seed=SEED)
     found = judge({way: Bundle(given.out / method) for way, method in WAYS.items()}, pairs)
@@ -86,19 +86,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures={row["rounding"]: {k: v for k, v in row.items() if k != "rounding"} for row in rows},
         reached={f"the best learned rounding gains at least {WANTED_DB:g} dB of output SNR": gain >= WANTED_DB},
     )
-
-
-def make(recipe: Path, out: Path, overrides: Sequence[str]) -> None:
-    """Bring the bundle of one way of rounding up to date, up to its graph, from what the recipe's own bundle has."""
-    with opened(recipe, (), None, Progress()) as run:
-        names = [stage.name for stage in STAGES]
-        upstream = [path for stage in STAGES[: names.index("ranges") + 1] for path in files(stage, run)]
-        for path in upstream:
-            copied = out / path.relative_to(run.bundle.root)
-            if not copied.exists() or copied.stat().st_mtime_ns < path.stat().st_mtime_ns:
-                with atomic(copied) as temporary:
-                    shutil.copy2(path, temporary)
-    run_recipe(recipe, until="export", overrides=overrides, out=out)
 
 
 def judge(bundles: Mapping[str, Bundle], pairs: Pairs) -> dict[str, dict[str, Any]]:

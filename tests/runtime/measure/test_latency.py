@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -58,3 +60,11 @@ def test_the_first_call_is_kept_apart(lasting):
 def test_peak_memory_is_in_bytes_and_counts_a_large_array():
     block = np.ones(10_000_000)
     assert block.nbytes <= latency.peak_rss_bytes() < 1e12
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have only getrusage")
+def test_peak_memory_is_of_the_process_and_not_of_its_parent():
+    block = np.ones(40_000_000)
+    asked = "from quaver.runtime.measure.latency import peak_rss_bytes; print(peak_rss_bytes())"
+    child = int(subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True).stdout)
+    assert child < block.nbytes

@@ -1,0 +1,117 @@
+"""Figure 4 of PTQ4ADM on the embedded model: which intermediates to calibrate on, of which prompts.
+
+    python -m benchmarks.figure4 [RECIPE] [--out engines/figure4] [--seeds 3] [--clips 500] [--only plain]
+
+    cell = {uniform, normal, ours} x {plain, enhanced prompts} x {W8A8, W4A8}
+
+plain is 100 captions of the model's own; enhanced the same and as many written for coverage (Algorithm 1). The number
+of records (512), the observer of ranges and rounding (to nearest) are the same everywhere. A calibration seed draws
+other captions, other noise and other records. The clips of a cell are shared out among its seeds, and clip i has the
+same caption and noise in every cell, so that cells are compared pair by pair. Bundles and clips lie below --out; what
+is there is not made again. `--only` makes the cells of one kind of prompts and prints nothing: two processes for two
+cores.
+
+Frechet      of the probe's features to those of real clips at the same captions; resampled clips, bias taken off
+SNR          of the latents against the float denoiser's from the same noise, dB
+as captioned share of family, register and texture that the probe hears as the caption has them
+
+An order holds when its interval over clips excludes zero and every calibration seed agrees; it is reversed when both
+say the contrary; else it is undecided.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.model import REFERENCE, Reference, classes_of, load_reference
+from benchmarks.variants import branch
+from quaver.exporter.stages import run_recipe
+from quaver.runtime.artifact import Stamp, save_tensors
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.generate import generate
+from quaver.runtime.measure import probe
+from quaver.runtime.progress import Progress
+from quaver.runtime.session import FLOAT
+
+TARGET = "ort-cpu"
+SEED = 7_000_000  # of the first clip
+CAPTURE_SEED = 1_000_000
+RECORDS, COUNT, ADDED = 512, 100, 100
+PROMPTS = {"plain": ("prompts.budget=0", "prompts.i_max=0"), "enhanced": (f"prompts.budget={ADDED}",)}
+SELECT = {"uniform": "uniform", "normal": "normal", "ours": "activation"}
+WIDTHS = {"W8A8": "8w8a", "W4A8": "4w8a"}
+KIND = "clips"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make what is missing, and print the table."""
+    parser = argparse.ArgumentParser(prog="benchmarks.figure4")
+    parser.add_argument("recipe", nargs="?", type=Path, default=Path("engines/demo-w8a8.toml"))
+    parser.add_argument("--out", type=Path, default=Path("engines/figure4"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=500)
+    parser.add_argument("--only", choices=list(PROMPTS))
+    given = parser.parse_args(argv)
+    reference = load_reference(REFERENCE)
+    count = min(given.clips, len(reference.texts))
+    parts = np.array_split(np.arange(count), given.seeds)
+    if not given.only:
+        run_recipe(given.recipe, until="trace")
+        hear(Bundle(given.recipe.with_suffix("")), FLOAT, reference, range(count), given.out / "float.safetensors")
+    kinds = [given.only] if given.only else list(PROMPTS)
+    for prompts in kinds:
+        branch(given.recipe, given.out / prompts, ["trace"])
+    for seed, prompts in product(range(given.seeds), kinds):
+        calibrate(given.recipe, given.out, seed, prompts, reference, parts[seed])
+
+
+def calibrate(recipe: Path, out: Path, seed: int, prompts: str, reference: Reference, clips: Iterable[int]) -> None:
+    """The clips of all cells of one calibration seed and kind of prompts."""
+    for select, width in product(SELECT, WIDTHS):
+        path = out / f"{prompts}-{select}-{width}-{seed}.safetensors"
+        if path.exists():
+            continue
+        folder = out / prompts
+        settings = (
+            *PROMPTS[prompts],
+            f"prompts.count={COUNT}",
+            f"prompts.seed={seed}",
+            f"capture.seed={CAPTURE_SEED + 10_000 * seed}",
+            f"capture.records={RECORDS}",
+            f'capture.select="{SELECT[select]}"',
+            f'export.preset="{WIDTHS[width]}"',
+            f'export.targets=["{TARGET}"]',
+        )
+        run_recipe(recipe, until="export", overrides=settings, out=folder)
+        hear(Bundle(folder), TARGET, reference, clips, path)
+
+
+def hear(bundle: Bundle, engine: str, reference: Reference, clips: Iterable[int], path: Path) -> None:
+    """Write latents [N, C, T, F], features [N, D] and classes [N, A] of one engine's clips, unless they are there."""
+    if path.exists():
+        return
+    index = list(clips)
+    texts, latents, heard = [reference.texts[i] for i in index], [], []
+    drawn = generate(bundle, texts, [SEED + i for i in index], engine_file=engine, batch=8)
+    with Progress().bar(len(index), path.stem) as bar:
+        for batch in drawn:
+            heard.append(probe.judge(bundle.probe, batch.decoded))
+            latents.append(batch.latents)
+            bar.step(len(batch.seeds))
+    outputs = {name: np.concatenate([part[name] for part in heard]) for name in heard[0]}
+    tensors = {
+        "latents": np.concatenate(latents),
+        "features": outputs[probe.FEATURES],
+        "classes": classes_of(probe.verdicts(outputs), reference.attributes),
+        "index": np.array(index),
+    }
+    save_tensors(path, tensors, Stamp(KIND))
+
+
+if __name__ == "__main__":
+    main()
