@@ -11,30 +11,34 @@ same caption and noise in every cell, so that cells are compared pair by pair. B
 is there is not made again. `--only` makes the cells of one kind of prompts and prints nothing: two processes for two
 cores.
 
-Frechet      of the probe's features to those of real clips at the same captions; resampled clips, bias taken off
-SNR          of the latents against the float denoiser's from the same noise, dB
-as captioned share of family, register and texture that the probe hears as the caption has them
+Frechet    of the probe's features to those of real clips of the same captions
+SNR        of the latents against the float denoiser's from the same noise, dB
+hit rate   share of family, register and texture that the probe hears as the caption has them
 
-An order holds when its interval over clips excludes zero and every calibration seed agrees; it is reversed when both
-say the contrary; else it is undecided.
+Intervals are over clips; `benchmarks.orders` says when an order counts. The picture is figure4.svg below --out.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.figure4_picture import draw_figure4
+from benchmarks.figures import publish, table
 from benchmarks.model import REFERENCE, Reference, classes_of, load_reference
+from benchmarks.orders import HOLDS, frechet, mean, order, resamples
 from benchmarks.variants import branch
 from quaver.exporter.stages import run_recipe
-from quaver.runtime.artifact import Stamp, save_tensors
+from quaver.runtime.artifact import Stamp, atomic, load_tensors, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.generate import generate
 from quaver.runtime.measure import probe
+from quaver.runtime.measure.quality import Interval, snr_db
 from quaver.runtime.progress import Progress
 from quaver.runtime.session import FLOAT
 
@@ -62,18 +66,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = np.array_split(np.arange(count), given.seeds)
     if not given.only:
         run_recipe(given.recipe, until="trace")
-        hear(Bundle(given.recipe.with_suffix("")), FLOAT, reference, range(count), given.out / "float.safetensors")
+        hear(Bundle(given.recipe.with_suffix("")), FLOAT, reference, range(count), clips_file(given.out, "float"))
     kinds = [given.only] if given.only else list(PROMPTS)
     for prompts in kinds:
         branch(given.recipe, given.out / prompts, ["trace"])
     for seed, prompts in product(range(given.seeds), kinds):
         calibrate(given.recipe, given.out, seed, prompts, reference, parts[seed])
+    if not given.only:
+        report(given.out, reference, parts)
 
 
 def calibrate(recipe: Path, out: Path, seed: int, prompts: str, reference: Reference, clips: Iterable[int]) -> None:
     """The clips of all cells of one calibration seed and kind of prompts."""
     for select, width in product(SELECT, WIDTHS):
-        path = out / f"{prompts}-{select}-{width}-{seed}.safetensors"
+        path = clips_file(out, cell(width, prompts, select), seed)
         if path.exists():
             continue
         folder = out / prompts
@@ -111,6 +117,79 @@ def hear(bundle: Bundle, engine: str, reference: Reference, clips: Iterable[int]
         "index": np.array(index),
     }
     save_tensors(path, tensors, Stamp(KIND))
+
+
+def report(out: Path, reference: Reference, parts: Sequence[np.ndarray]) -> None:
+    """Print cells and orders, and draw them."""
+    names = [cell(*key) for key in product(WIDTHS, PROMPTS, SELECT)]
+    clips = {name: gathered([clips_file(out, name, seed) for seed in range(len(parts))]) for name in names}
+    clips["float"] = gathered([clips_file(out, "float")])
+    count = len(clips["float"]["index"])
+    picks = resamples(count, draws=200, rng=np.random.default_rng(0))
+    labels, real = reference.labels[:count], reference.features[:count]
+    distance = {name: frechet(found["features"], real, picks, parts) for name, found in clips.items()}
+    noise = {name: mean(-snr_db(clips[name]["latents"], clips["float"]["latents"]), picks, parts) for name in names}
+    hits = {name: mean((found["classes"] == labels).mean(axis=1), picks, parts) for name, found in clips.items()}
+    rows = [
+        {
+            "cell": name,
+            "Frechet": distance[name].interval,
+            "of seeds": " ".join(f"{value:.0f}" for value in distance[name].seeds),
+            "SNR dB": minus(noise[name].interval) if name in noise else "",
+            "SNR of seeds": " ".join(f"{-value:.1f}" for value in noise[name].seeds) if name in noise else "",
+            "hit rate": hits[name].interval,
+        }
+        for name in ["float", *names]
+    ]
+    orders = [
+        {"measure": measure, "paper says": f"{a} before {b}", "difference": found.difference, "here": found.verdict}
+        for measure, cells in (("Frechet", distance), ("-SNR dB", noise))
+        for a, b in claims()
+        for found in [order(cells, a, b)]
+    ]
+    with atomic(out / "figure4.svg") as temporary:
+        temporary.write_text(draw_figure4(distance, noise), encoding="utf-8")
+    print(table(orders), end="\n\n")
+    verdicts = Counter(row["here"] for row in orders)
+    publish(
+        "figure4",
+        rows,
+        figures={"cells": {row.pop("cell"): row for row in rows}, "orders": orders, "verdicts": verdicts},
+        reached={
+            "at least 3 calibration seeds a cell": len(parts) >= 3,
+            "at least 500 clips a cell": count >= 500,
+            "every order of the paper holds": verdicts[HOLDS] == len(orders),
+        },
+    )
+
+
+def claims() -> Iterator[tuple[str, str]]:
+    """Pairs of cells, the better one first as PTQ4ADM has it: ours before the others, enhanced before plain."""
+    for width, prompts, other in product(WIDTHS, PROMPTS, ("uniform", "normal")):
+        yield cell(width, prompts, "ours"), cell(width, prompts, other)
+    for width, select in product(WIDTHS, SELECT):
+        yield cell(width, "enhanced", select), cell(width, "plain", select)
+
+
+def cell(width: str, prompts: str, select: str) -> str:
+    """The name of a cell."""
+    return f"{width} {prompts} {select}"
+
+
+def clips_file(out: Path, name: str, seed: int | None = None) -> Path:
+    """Where the clips of a cell and a calibration seed are."""
+    return out / f"{name.replace(' ', '-')}{'' if seed is None else f'-{seed}'}.safetensors"
+
+
+def gathered(paths: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The clips of several files, in the order of their captions."""
+    parts = [load_tensors(path, KIND)[0] for path in paths]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def minus(found: Interval) -> Interval:
+    """The interval of what has the other sign."""
+    return Interval(-found.value, -found.high, -found.low)
 
 
 if __name__ == "__main__":
