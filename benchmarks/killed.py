@@ -5,7 +5,7 @@
 `quaver run` on a shortened recipe goes twice into folders below --out that are emptied first. "alone" is undisturbed,
 and measures how long each stage takes. "killed" is the same command, whose whole process group gets SIGKILL at a random
 time after a stage began, up to what that stage took; then it is run again, and at the end left to finish. Every stage
-is hit, the longer the oftener; one that had ended by then is asked for again (--force).
+is hit; one that had ended by then is asked for again (--force).
 
 Compared are all files of both folders: their bytes, and of those with timings in them (`TIMED`) what has none.
 Redone seconds are those spent in a stage beyond what it took alone, each time it was asked for.
@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ from quaver.exporter.stages import STAGES
 from quaver.runtime.artifact import digest_bytes
 
 BETWEEN = "between stages"
-REMAINS = (".tmp-*", ".shards", "weights", "take.*")
+REMAINS = (".tmp-*", ".shards")
 NAMES = [stage.name for stage in STAGES]
 COMMAND = (sys.executable, "-m", "quaver.exporter.cli", "run")
 SHORT = (
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = follow([*command, f"--out={alone}"]).seconds
     courses, asked = disturb([*command, f"--out={killed}"], seconds, given.kills, np.random.default_rng(given.seed))
     hits = Counter(course.hit for course in courses if course.hit)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "stage": name,
             "alone s": took,
@@ -129,7 +130,7 @@ def disturb(
 ) -> tuple[list[Course], Counter[str]]:
     """Kill the command in every stage, `kills` times at least, and let it end: its courses, and stages asked for."""
     courses, asked, done = list[Course](), Counter[str](), set[str]()
-    todo = plan(seconds, kills, rng)
+    todo = plan(list(seconds), kills, rng)
     while todo:
         again = [f"--force={todo[0]}"] if todo[0] in done else []
         asked.update([todo[0]] if again else [])
@@ -142,11 +143,10 @@ def disturb(
     return [*courses, follow(command)], asked
 
 
-def plan(seconds: Mapping[str, float], kills: int, rng: np.random.Generator) -> list[str]:
-    """The stages to kill in, in their order: each once, the rest drawn by the `seconds` they take."""
-    share = np.array([*seconds.values()]) / sum(seconds.values())
-    more = rng.multinomial(max(0, kills - len(seconds)), share)
-    return [name for name, extra in zip(seconds, more.tolist(), strict=True) for _ in range(1 + extra)]
+def plan(names: list[str], kills: int, rng: np.random.Generator) -> list[str]:
+    """The stages to kill in, in their order: each once, then at random."""
+    more = rng.choice(names, max(0, kills - len(names))).tolist()
+    return sorted([*names, *more], key=names.index)
 
 
 def follow(command: Sequence[str], stage: str = "", after: float = 0.0) -> Course:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quaver.exporter.modelfile import save_model
+from quaver.exporter.passes.provenance import WRAPPER
 from quaver.exporter.trace import trace_module
 from quaver.runtime.artifact import Stamp, save_tensors
 
@@ -57,13 +58,13 @@ def trace(arch: Mapping[str, Any], latent: Sequence[int]) -> Any:
     class Denoiser(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.unet = unet
+            self.add_module(WRAPPER, unet)
 
         def forward(self, sample: Any, timestep: Any, condition: Any = None) -> Any:
             if "class_labels" in names:
-                return self.unet(sample, timestep, None, class_labels=condition, return_dict=False)[0]
+                return getattr(self, WRAPPER)(sample, timestep, None, class_labels=condition, return_dict=False)[0]
             given = () if condition is None else (condition,)
-            return self.unet(sample, timestep, *given, return_dict=False)[0]
+            return getattr(self, WRAPPER)(sample, timestep, *given, return_dict=False)[0]
 
     return trace_module(Denoiser().eval(), inputs(arch, latent, 2), ("out",)).model
 

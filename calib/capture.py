@@ -119,9 +119,8 @@ def capture(
     if held:
         again = [(shards[i], files[i]) for i in drawn]
     else:
-        again = list(
-            zip(drawn.values(), run([*drawn.values()], bundle.shards("drawn"), label="capture, drawn x_t"), strict=True)
-        )
+        fetched = run([*drawn.values()], bundle.shards("capture") / "drawn", label="capture, drawn x_t")
+        again = list(zip(drawn.values(), fetched, strict=True))
     names = tuple(layer.name for layer in found)
     records = Records(
         **gather(again, settings.seed + prompt, step),
@@ -138,8 +137,7 @@ def capture(
     with atomic(bundle.media(HEAT_MAP)) as temporary:
         temporary.write_text(draw_heatmap(field, names, layer, step), encoding="utf-8")
     save_records(bundle.samples, records, replace(stamp, kind=SAMPLES))
-    for folder in ("capture", "drawn"):
-        clear(bundle.shards(folder))
+    clear(bundle.shards("capture"))
     return bundle.samples
 
 

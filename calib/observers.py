@@ -11,13 +11,16 @@ merged into 2^(bits - 1) levels and spread again over the bins that are not empt
 
 Each is `init / update / merge / finish` on one state: extremes and a histogram of bounded size. Its bins have a width
 of a power of two and lie on a fixed grid around zero, so it is widened by adding neighbours up, exactly. Hence a merge
-is exact, associative and independent of the order; shards cannot change a range.
+is exact, associative and independent of the order; shards cannot change a range. `pack` and `unpack` carry states
+through a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -79,8 +82,24 @@ def merge(a: Observed, b: Observed) -> Observed:
     """Both together."""
     exponent = max(a.exponent, b.exponent)
     counts = [_widen(state.counts, exponent - state.exponent) for state in (a, b) if state.counts is not None]
-    total = np.sum(counts, axis=0) if counts else None
+    total = reduce(np.add, counts) if counts else None
     return Observed(min(a.amin, b.amin), max(a.amax, b.amax), total, exponent)
+
+
+def pack(states: Sequence[Observed]) -> dict[str, np.ndarray]:
+    """States [E], all with values or all without, as arrays: amin, amax, exponent [E], and counts, deflated bytes."""
+    tensors = {name: np.array([getattr(state, name) for state in states]) for name in ("amin", "amax", "exponent")}
+    counts = [state.counts for state in states if state.counts is not None]
+    return tensors | ({"counts": np.frombuffer(zlib.compress(np.stack(counts), 1), np.uint8)} if counts else {})
+
+
+def unpack(tensors: Mapping[str, np.ndarray]) -> list[Observed]:
+    """The states [E] that `pack` made arrays of."""
+    low, high, exponent = (tensors[name].tolist() for name in ("amin", "amax", "exponent"))
+    counts: Sequence[np.ndarray | None] = [None] * len(low)
+    if "counts" in tensors:
+        counts = list(np.frombuffer(zlib.decompress(tensors["counts"]), np.int64).reshape(-1, BINS))
+    return [Observed(*state) for state in zip(low, high, counts, exponent, strict=True)]
 
 
 def finish_minmax(state: Observed, options: ObserverOptions) -> tuple[float, float]:
@@ -182,11 +201,11 @@ def _counts(state: Observed) -> np.ndarray:
 
 
 def _widen(counts: np.ndarray, doublings: int) -> np.ndarray:
-    """The counts over a range that is 2^doublings as wide."""
-    index = ((np.arange(BINS) - BINS // 2) >> min(doublings, 31)) + BINS // 2
-    wide = np.zeros(BINS, np.int64)
-    np.add.at(wide, index, counts)
-    return wide
+    """The counts over a range that is 2^doublings as wide; past a bin on either side of zero nothing changes."""
+    if not doublings:
+        return counts
+    together = counts.reshape(-1, 1 << min(doublings, int(np.log2(BINS)) - 1)).sum(axis=1)
+    return np.pad(together, (BINS - len(together)) // 2)
 
 
 def _edges(state: Observed) -> np.ndarray:

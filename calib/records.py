@@ -1,12 +1,12 @@
 """Calibration records: what capture draws and ranges, reconstruction and sensitivity feed to the network.
 
 A record is (x_t, t, conditioning) of one prompt's trajectory. Its two guidance branches belong together: the
-conditioning row is stored per record, the unconditional one once.
+conditioning row is stored per record, the unconditional one once; the network is fed both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from quaver.runtime.guide import Rows
 
 KIND = "samples"
 ARRAYS = ("x_t", "t", "prompt", "layer", "seed")
+Feeds = Callable[[np.ndarray, np.ndarray, Rows], dict[str, np.ndarray]]  # of a family
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,17 @@ def load_records(path: Path) -> Records:
 def prefixed(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The tensors whose names start with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def branches(records: Records, part: np.ndarray, feeds: Feeds) -> dict[str, np.ndarray]:
+    """Inputs of the denoiser for records `part` [B]: the unconditional branch, if it was used, then the conditional."""
+    x, t, rows = records.x_t[part], records.t[part], {name: value[part] for name, value in records.cond.items()}
+    if records.guidance == 1.0:
+        return feeds(x, t, rows)
+    both = {name: np.concatenate([np.broadcast_to(records.uncond[name], v.shape), v]) for name, v in rows.items()}
+    return feeds(np.concatenate([x, x]), np.concatenate([t, t]), both)
+
+
+def batches(index: np.ndarray, size: int) -> list[np.ndarray]:
+    """`index` in parts of at most `size`."""
+    return [index[start : start + size] for start in range(0, len(index), size)]

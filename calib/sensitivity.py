@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quaver.calib.ranges import Feeds, batches, branches
 from quaver.calib.reconstruct.coding import Coding, hard_layers
 from quaver.calib.reconstruct.operators import torch
 from quaver.calib.reconstruct.replay import Graph, LayerRun, run
-from quaver.calib.records import Records
+from quaver.calib.records import Feeds, Records, batches, branches
 from quaver.runtime.errors import RecipeError
 from quaver.runtime.progress import Progress
 

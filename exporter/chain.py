@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quaver.calib.fanout import HERE, Fanout
+from quaver.calib.fanout import HERE, Fanout, clear
 from quaver.exporter.lock import locked
 from quaver.runtime.artifact import Stamp, atomic, digest_file, digest_folder, digest_json, read_stamp, sweep
 from quaver.runtime.bundle import Bundle
@@ -69,6 +69,7 @@ def run_all(run: Run, *, until: str | None = None, force: str | None = None) -> 
         reason = "asked for" if stage.name == forced else stale(stage, run)
         if reason is None:
             run.progress.say(f"{stage.name}: current")
+            clear(run.bundle.shards(stage.name))  # of a run that was killed between its last file and here
         else:
             run_stage(stage, run, reason)
     return files(run.chain[last], run)
@@ -123,6 +124,7 @@ def run_stage(stage: Stage, run: Run, reason: str) -> None:
     plug(stage.run, {}, what="stage")(run.bundle, *settings, stamp=stamp, progress=run.progress, **where)
     if not stage.optional and (left := stale(stage, run)):
         raise ArtifactError(f"{stage.name} ended and is still out of date ({left}): run it again, nobody else writing")
+    clear(run.bundle.shards(stage.name))
     run.progress.say(f"{stage.name}: {duration(time.monotonic() - started)}")
 
 

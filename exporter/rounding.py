@@ -19,10 +19,9 @@ import numpy as np
 
 from quaver.calib.graph import Layer, layers
 from quaver.calib.quant import Format, scale_zero_point
-from quaver.calib.ranges import batches, branches
 from quaver.calib.reconstruct import ReconstructSettings, reconstruct
 from quaver.calib.reconstruct.coding import Coding, Grid
-from quaver.calib.records import load_records
+from quaver.calib.records import batches, branches, load_records
 from quaver.calib.rules import preset
 from quaver.exporter.modelfile import load_model
 from quaver.exporter.placement import Ranges, Site, place

@@ -73,10 +73,10 @@ class Bundle:
 
     def weights_part(self, block: int) -> Path:
         """What one block learned, until all have."""
-        return self.root / "weights" / f"{block:04}.safetensors"
+        return self.shards("reconstruct") / f"{block:04}.safetensors"
 
     def shards(self, stage: str) -> Path:
-        """What the shards of a stage gave, until all have."""
+        """What a stage has done of its work, until it has done all: shards, blocks, takes."""
         return self.root / ".shards" / stage
 
     @property

@@ -7,6 +7,7 @@ is kept until then, so that a run that was killed goes on where it was.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -103,8 +104,7 @@ def validate(
     }
     write_page(bundle, report)
     path = save_json(bundle.report_json, report, stamp)
-    for name in takes:
-        take_path(bundle, name).unlink(missing_ok=True)
+    shutil.rmtree(bundle.shards("validate"), ignore_errors=True)
     progress.say(f"{judgement['word']}: {judgement['sentence']}")
     return path
 
@@ -134,7 +134,7 @@ def draw_takes(
 
 def take_path(bundle: Bundle, name: str) -> Path:
     """Where a take is kept until the report is written."""
-    return bundle.media(f"take.{name}.safetensors")
+    return bundle.shards("validate") / f"{name}.safetensors"
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], call: Mapping[str, Any], settings: ValidateSettings) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+from quaver.calib.activations import split, thin
 from quaver.calib.capture import CaptureSettings, capture
-from quaver.calib.ranges import RangeSettings, branches, collect_ranges, split, thin
-from quaver.calib.records import load_records
+from quaver.calib.ranges import RangeSettings, collect_ranges
+from quaver.calib.records import branches, load_records
 from quaver.calib.taps import open_tapped, tap_tensors
 from quaver.runtime.artifact import Stamp, load_tensors
 from quaver.runtime.bundle import Bundle

@@ -9,8 +9,7 @@ import pytest
 
 from quaver.calib.graph import Layer, layers
 from quaver.calib.quant import INT4, UINT8, quantize, scale_zero_point
-from quaver.calib.ranges import branches
-from quaver.calib.records import Records
+from quaver.calib.records import Records, branches
 from quaver.calib.sensitivity import (
     Sensitivity,
     SensitivitySettings,
