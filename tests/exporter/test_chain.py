@@ -211,6 +211,15 @@ def test_a_killed_run_drops_its_lock_and_its_remainder_and_the_next_goes_on(open
     assert not list(bundle.glob(".tmp-*"))
 
 
+def test_unfinished_work_goes_when_a_stage_ends_and_when_a_killed_one_is_found_complete(opened, tmp_path):
+    shards = Bundle(tmp_path / "bundle").shards("length")
+    for expected in (["text", "length", "extra", "page"], ["extra"]):
+        shards.mkdir(parents=True)
+        (shards / "000000.safetensors").write_text("of a run that was killed before it could remove it")
+        assert calls(opened) == expected
+        assert not shards.parent.exists()
+
+
 def test_a_bundle_in_the_way_of_a_file_is_one_line(tmp_path):
     (tmp_path / "bundle").write_text("a file")
     with (
