@@ -17,7 +17,7 @@ Nothing is decided here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import onnx
 
 Nodes = list["onnx.NodeProto"]
+Read = Callable[["onnx.TensorProto"], np.ndarray]  # the values of a constant, wherever they lie
+Keep = Callable[["onnx.TensorProto"], "onnx.TensorProto"]  # a new constant, its values put wherever they shall lie
 FORMATS = {fmt.name: fmt for fmt in (INT8, UINT8, INT4, INT32, FLOAT8)}
 
 
@@ -44,6 +46,8 @@ class Draft:
     """A graph under construction: new constants, new nodes before a node (by name) or behind an edge."""
 
     constants: dict[str, onnx.TensorProto]
+    read: Read
+    keep: Keep
     before: dict[str, Nodes] = field(default_factory=lambda: defaultdict(list))
     behind: dict[str, Nodes] = field(default_factory=lambda: defaultdict(list))
     coded: dict[tuple[str, str], str] = field(default_factory=dict)  # (edge, format) -> its dequantized twin
@@ -57,12 +61,16 @@ def insert(
     target: Target,
     *,
     learned: Mapping[str, Coded] | None = None,
+    read: Read | None = None,
+    keep: Keep | None = None,
 ) -> onnx.ModelProto:
     """Change `model` in place into the quantized graph that `sites` describe, and return it.
 
-    `learned` are weight codes and scales by layer name; the others are rounded to nearest.
+    `learned` are weight codes and scales by layer name; the others are rounded to nearest. One weight is in memory at a
+    time when `read` and `keep` say where values lie (modelfile.Weights); without them all are in `model`.
     """
-    draft = Draft({tensor.name: tensor for tensor in model.graph.initializer})
+    read, keep = read or need("onnx", extra="export").numpy_helper.to_array, keep or (lambda tensor: tensor)
+    draft = Draft({tensor.name: tensor for tensor in model.graph.initializer}, read, keep)
     nodes = {node.name: node for node in model.graph.node}
     by_layer: dict[str, dict[str, Site]] = defaultdict(dict)
     for site in sites:
@@ -92,12 +100,11 @@ def _write_layer(
         input_scale = float(scale_zero_point(*ranges[layer.input], fmt)[0])
         node.input[0] = _coded_edge(draft, layer.input, ranges, fmt, module)
     fmt = FORMATS[sites["weight"].format]
-    array = need("onnx", extra="export").numpy_helper.to_array
-    bias = array(draft.constants[layer.bias]) if "bias" in sites else None
+    bias = draft.read(draft.constants[layer.bias]) if "bias" in sites else None
     if learned is not None:
         coded = with_bias(learned.codes, learned.scale, bias, input_scale)
     else:
-        weight, limit = array(draft.constants[layer.weight]), target.pair_limit
+        weight, limit = draft.read(draft.constants[layer.weight]), target.pair_limit
         coded = code_weight(weight, fmt, axis=layer.axis, bias=bias, input_scale=input_scale, pair_limit=limit)
     node.input[1] = _weight(draft, layer, coded, fmt, target.int4[layer.op] if fmt == INT4 else "", module)
     if coded.bias is not None and coded.bias_scale is not None:
@@ -167,11 +174,12 @@ def _constant(draft: Draft, name: str, value: np.ndarray, fmt: Format | None = N
     onnx = need("onnx", extra="export")
     if fmt is not None and fmt.bits == 4:
         raw = pack_int4(value).tobytes()
-        draft.constants[name] = onnx.helper.make_tensor(name, onnx.TensorProto.INT4, value.shape, raw, raw=True)
-        return name
-    if fmt is not None and fmt.kind == "float8":
-        value = value.astype(need("ml_dtypes", extra="export").float8_e4m3fn)
-    draft.constants[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
+        tensor = onnx.helper.make_tensor(name, onnx.TensorProto.INT4, value.shape, raw, raw=True)
+    else:
+        if fmt is not None and fmt.kind == "float8":
+            value = value.astype(need("ml_dtypes", extra="export").float8_e4m3fn)
+        tensor = onnx.numpy_helper.from_array(np.asarray(value), name)
+    draft.constants[name] = draft.keep(tensor)
     return name
 
 
