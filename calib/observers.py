@@ -73,8 +73,9 @@ def update(state: Observed, values: np.ndarray) -> Observed:
     low, high = float(values.min()), float(values.max())
     peak = max(-low, high)
     exponent = max(int(np.frexp(peak)[1]), _SMALLEST) if peak > 0 else _SMALLEST
-    index = np.floor(np.ldexp(values.ravel(), _per_unit(exponent))).astype(np.int32) + BINS // 2
-    counts = np.bincount(index, minlength=BINS).astype(np.int64)
+    scale = np.float32(2.0 ** _per_unit(exponent))  # a power of two: the product is exact
+    index = np.floor(values.ravel() * scale).astype(np.intp) + BINS // 2
+    counts = np.bincount(index, minlength=BINS).astype(np.int64, copy=False)
     return merge(state, Observed(low, high, counts, exponent))
 
 

@@ -90,8 +90,7 @@ def collect_ranges(
     Raises: EngineError for an edge that is not finite; RecipeError for a checkpoint that does not fit.
     """
     records = load_records(bundle.samples)
-    model = need("onnx", extra="calib").load(bundle.float_unet, load_external_data=False)
-    edges, found = activation_edges(model), layers(model)
+    edges, found = read_graph(bundle.float_unet)
     imported = import_amax(settings.source, found, prefix=settings.prefix, progress=progress)
     timesteps, counts = np.unique(records.t, return_counts=True)
     root = Bundle(bundle.root.resolve())
@@ -115,6 +114,12 @@ def collect_ranges(
     path = save_tensors(bundle.ranges, tensors, stamp, meta=meta)
     clear(folder)
     return path
+
+
+def read_graph(path: Path) -> tuple[list[str], list[Layer]]:
+    """The edges of a float denoiser that are worth a range, and its layers."""
+    model = need("onnx", extra="calib").load(path, load_external_data=False)
+    return activation_edges(model), layers(model)
 
 
 def observer_options(settings: RangeSettings) -> ObserverOptions:

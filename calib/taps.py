@@ -31,19 +31,24 @@ SUMMARY, COUNT = "quaver.tap.summary", "quaver.tap.count"
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # feeds by name -> outputs by name
 
 
-def tap_summaries(model: onnx.ModelProto, edges: Sequence[str]) -> None:
-    """Add to `model` the outputs COUNT int64 [E] and SUMMARY [4 E]: mean, m2, min and max of each edge."""
+def tap_counts(model: onnx.ModelProto, edges: Sequence[str]) -> None:
+    """Add to `model` the output COUNT int64 [E]: how many elements each edge has in a call."""
     onnx = need("onnx", extra="calib")
     _require_edges(model, edges)
     _add_constant(model, "quaver.tap.flat", np.array([-1], np.int64))
     for index, edge in enumerate(edges):
-        model.graph.node.extend(_summary_nodes(onnx.helper.make_node, edge, _names(index)))
-    parts = [_names(index) for index in range(len(edges))]
-    summary = [names[key] for names in parts for key in ("mean", "m2", "min", "max")]
-    model.graph.node.append(onnx.helper.make_node("Concat", summary, [SUMMARY], axis=0))
-    model.graph.node.append(onnx.helper.make_node("Concat", [names["count"] for names in parts], [COUNT], axis=0))
-    model.graph.output.append(onnx.helper.make_tensor_value_info(SUMMARY, onnx.TensorProto.FLOAT, [4 * len(edges)]))
-    model.graph.output.append(onnx.helper.make_tensor_value_info(COUNT, onnx.TensorProto.INT64, [len(edges)]))
+        model.graph.node.extend(_count_nodes(onnx.helper.make_node, edge, _names(index)))
+    _add_output(model, COUNT, onnx.TensorProto.INT64, [_names(index)["count"] for index in range(len(edges))])
+
+
+def tap_summaries(model: onnx.ModelProto, edges: Sequence[str]) -> None:
+    """Add to `model` the outputs COUNT int64 [E] and SUMMARY [4 E]: mean, m2, min and max of each edge."""
+    onnx = need("onnx", extra="calib")
+    tap_counts(model, edges)
+    for index in range(len(edges)):
+        model.graph.node.extend(_summary_nodes(onnx.helper.make_node, _names(index)))
+    parts = [_names(index)[key] for index in range(len(edges)) for key in ("mean", "m2", "min", "max")]
+    _add_output(model, SUMMARY, onnx.TensorProto.FLOAT, parts)
 
 
 def tap_tensors(model: onnx.ModelProto, edges: Sequence[str]) -> None:
@@ -82,14 +87,20 @@ def open_tapped(
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a dozen classes of its own
         raise EngineError(f"onnxruntime refuses {path.name} with taps ({error}): trace the model anew") from error
+    del model  # weights that lie in the file are in the session now
     names = list(outputs) or [output.name for output in session.get_outputs()]
     yield lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
-def _summary_nodes(node: Callable[..., Any], edge: str, names: Mapping[str, str]) -> list[Any]:
+def _count_nodes(node: Callable[..., Any], edge: str, names: Mapping[str, str]) -> list[Any]:
     return [
         node("Reshape", [edge, "quaver.tap.flat"], [names["flat"]]),
         node("Shape", [names["flat"]], [names["count"]]),
+    ]
+
+
+def _summary_nodes(node: Callable[..., Any], names: Mapping[str, str]) -> list[Any]:
+    return [
         node("ReduceMean", [names["flat"]], [names["mean"]], keepdims=1),
         node("Sub", [names["flat"], names["mean"]], [names["centred"]]),
         node("ReduceSumSquare", [names["centred"]], [names["m2"]], keepdims=1),
@@ -100,6 +111,13 @@ def _summary_nodes(node: Callable[..., Any], edge: str, names: Mapping[str, str]
 
 def _names(index: int) -> dict[str, str]:
     return {key: f"quaver.tap.{index}.{key}" for key in ("flat", "count", "mean", "centred", "m2", "min", "max")}
+
+
+def _add_output(model: onnx.ModelProto, name: str, kind: int, parts: Sequence[str]) -> None:
+    """Make the tensors [1] named in `parts`, end to end, an output of `model`."""
+    helper = need("onnx", extra="calib").helper
+    model.graph.node.append(helper.make_node("Concat", parts, [name], axis=0))
+    model.graph.output.append(helper.make_tensor_value_info(name, kind, [len(parts)]))
 
 
 def _add_constant(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:

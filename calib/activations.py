@@ -1,0 +1,136 @@
+"""What the records show of every activation edge: a shard of ranges is one timestep, and edges looked at together.
+
+    state[e] = merge over batches of what the values of edge e in a call show,    both guidance branches in each call
+
+Min-max needs the extremes alone, which are computed in the graph, for all edges at once. A histogram needs the values:
+edges leave the graph in as many passes as it takes to keep at most `memory` MiB of them at once, and of each edge at
+most `values` evenly spaced ones are counted per call (extremes stay exact).
+
+A shard gives the states [E] of its edges, which merge exactly over timesteps, and the ranges [2, E] at its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial, reduce
+
+import numpy as np
+
+from quaver.calib.fanout import Compute
+from quaver.calib.moments import Moments, require_finite
+from quaver.calib.observers import OBSERVERS, Observed, ObserverOptions, extremes, merge, pack, update
+from quaver.calib.records import Feeds, Records, batches, branches, load_records
+from quaver.calib.taps import COUNT, SUMMARY, open_tapped, read_summaries, tap_counts, tap_summaries, tap_tensors
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.family import find_family, read_card
+
+Look = Callable[[Mapping[str, np.ndarray], int], list[Observed]]  # feeds, t -> what the call showed of each edge
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The records at a timestep, and the edges [E] that are looked at."""
+
+    t: int
+    edges: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Whose activations: a bundle, by its absolute path, and how they are observed."""
+
+    bundle: Bundle
+    observer: str
+    options: ObserverOptions
+    batch: int  # records run together
+    values: int  # of an edge that a histogram takes from one call at most
+
+    @property
+    def feeds(self) -> Feeds:
+        """The inputs of the bundle's denoiser."""
+        return find_family(read_card(self.bundle)["family"]).feeds
+
+
+def plan_shards(source: Source, records: Records, edges: Sequence[str], memory: float) -> list[Shard]:
+    """Pass by pass over the edges, one shard a timestep; `memory` [MiB] of activations are held at once."""
+    passes = plan_passes(source, records, edges, memory)
+    return [Shard(t, chosen) for chosen in passes for t in np.unique(records.t).tolist()]
+
+
+def plan_passes(source: Source, records: Records, edges: Sequence[str], memory: float) -> list[tuple[str, ...]]:
+    """Which edges to take out of the graph together: all when summaries do, else `memory` MiB a batch at most."""
+    if not OBSERVERS[source.observer].histogram:
+        return [tuple(edges)]
+    with open_tapped(source.bundle.float_unet, partial(tap_counts, edges=edges), outputs=[COUNT]) as run:
+        one = run(branches(records, np.arange(1), source.feeds))[COUNT]
+    parts = split(4 * source.batch * one, memory * 2**20)
+    return [tuple(edges[e] for e in part) for part in parts]
+
+
+def split(sizes: np.ndarray, limit: float) -> list[list[int]]:
+    """Indices of consecutive `sizes` whose sum is at most `limit`; one that is larger stands alone."""
+    parts: list[list[int]] = []
+    room = 0.0
+    for index, size in enumerate(sizes.tolist()):
+        if not parts or size > room:
+            parts.append([])
+            room = limit
+        parts[-1].append(index)
+        room -= size
+    return parts
+
+
+@contextmanager
+def open_activations(source: Source, *, threads: int | None) -> Iterator[Compute]:
+    """The function from a shard to the states and ranges of its edges; the graph of one pass is open at a time."""
+    records, feeds = load_records(source.bundle.samples), source.feeds
+    finish = partial(OBSERVERS[source.observer].finish, options=source.options)
+    with ExitStack() as stack:
+        held: dict[tuple[str, ...], Look] = {}
+
+        def compute(shard: Shard) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+            if shard.edges not in held:
+                held.clear()
+                stack.close()
+                held[shard.edges] = stack.enter_context(open_look(source, shard.edges, threads=threads))
+            parts = batches(np.flatnonzero(records.t == shard.t), source.batch)
+            looks = (held[shard.edges](branches(records, part, feeds), shard.t) for part in parts)
+            seen = reduce(lambda a, b: list(map(merge, a, b)), looks)
+            return pack(seen) | {"range": np.transpose([finish(state) for state in seen])}, {}
+
+        yield compute
+
+
+@contextmanager
+def open_look(source: Source, edges: Sequence[str], *, threads: int | None) -> Iterator[Look]:
+    """The graph as a function (feeds, t) -> what the call showed of each edge.
+
+    Raises, when called: EngineError for an edge that is not finite.
+    """
+    path = source.bundle.float_unet
+    if not OBSERVERS[source.observer].histogram:
+        tap = partial(tap_summaries, edges=edges)
+        with open_tapped(path, tap, outputs=[SUMMARY, COUNT], threads=threads) as run:
+            yield lambda feed, t: _extremes(read_summaries(run(feed)), edges, t)
+    else:
+        with open_tapped(path, partial(tap_tensors, edges=edges), outputs=edges, threads=threads) as run:
+            yield lambda feed, t: _histograms(run(feed), edges, t, source.values)
+
+
+def thin(values: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of `values` [N], evenly spaced; an odd stride meets every row and column of a power of two."""
+    return values[:: -(-len(values) // most) | 1] if len(values) > most else values
+
+
+def _extremes(seen: Moments, edges: Sequence[str], t: int) -> list[Observed]:
+    require_finite(np.stack([seen.mean, seen.amin, seen.amax], axis=1), edges, t)
+    return [extremes(low, high) for low, high in zip(seen.amin, seen.amax, strict=True)]
+
+
+def _histograms(outputs: Mapping[str, np.ndarray], edges: Sequence[str], t: int, most: int) -> list[Observed]:
+    values = [outputs[edge].ravel() for edge in edges]
+    ends = np.array([[v.min(), v.max()] for v in values])
+    require_finite(ends, edges, t)
+    return [update(extremes(*end), thin(v, most)) for end, v in zip(ends, values, strict=True)]
