@@ -39,10 +39,12 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except ValueError as error:
         raise RecipeError(f"{path} is not TOML: {error}") from error
     except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+        raise RecipeError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from error
 
 
 def override(table: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from quaver.runtime.plug import plug
 from quaver.runtime.progress import Progress
 
 KIND = "prompts"
-SPLITS = ("calib", "validate")
 GENERATORS = {"grammar": "quaver.calib.prompts.grammar:grammar"}  # each: aspects -> Generate
 
 

@@ -9,13 +9,10 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from quaver.runtime.config import read_toml
+from quaver.runtime.config import read_toml, to_config
 from quaver.runtime.errors import RecipeError
-
-KINDS = ("modality", "aspect")
-_FIELDS = {"name", "kind", "words", "phrases", "threshold"}
 
 
 @dataclass(frozen=True)
@@ -30,34 +27,51 @@ class Aspect:
     threshold: float | None = None
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A table [[aspect]] as it is written."""
+
+    name: str
+    words: tuple[str, ...]
+    kind: Literal["modality", "aspect"] = "aspect"
+    phrases: tuple[str, ...] = ()
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """A file of aspects."""
+
+    aspect: tuple[Entry, ...] = ()
+
+
 def load_aspects(path: str | Path = "") -> tuple[Aspect, ...]:
     """Read a taxonomy; the packaged default when `path` is empty.
 
-    Raises: RecipeError when the file is missing, is not UTF-8 TOML, is empty, or names an aspect or a word twice.
+    Raises: RecipeError when the file is missing, is not UTF-8 TOML, is empty, holds what is no aspect, or names an
+    aspect or a word twice.
     """
-    entries = read_toml(Path(path or str(files("quaver.calib.prompts") / "aspects.toml"))).get("aspect", [])
-    aspects = tuple(_aspect(entry, path) for entry in entries)
+    table = read_toml(Path(path or str(files("quaver.calib.prompts") / "aspects.toml")))
+    try:
+        aspects = tuple(_aspect(entry) for entry in to_config(Taxonomy, table).aspect)
+        _refuse_twice([aspect.name for aspect in aspects], "it names the aspect")
+    except RecipeError as error:
+        raise RecipeError(f"prompts.aspects {path}: {error}") from error
     if not aspects:
         raise RecipeError(f"prompts.aspects {path} names no aspect: add [[aspect]] tables with name, kind and words")
-    _refuse_twice([aspect.name for aspect in aspects], f"prompts.aspects {path} names the aspect")
     return aspects
 
 
-def _aspect(entry: dict[str, Any], path: str | Path) -> Aspect:
-    name = str(entry.get("name", "")).strip()
-    place = f"prompts.aspects {path}: aspect {name!r}"
-    if unknown := set(entry) - _FIELDS:
-        raise RecipeError(f"{place} has an unknown key {min(unknown)!r}: use {', '.join(sorted(_FIELDS))}")
-    words = tuple(str(word).strip().lower() for word in entry.get("words", ()))
+def _aspect(entry: Entry) -> Aspect:
+    name, words = entry.name.strip(), tuple(word.strip().lower() for word in entry.words)
     if not name or not all(word.strip("* ") for word in words) or not words:
-        raise RecipeError(f"{place} needs a name and a list of words")
-    if (kind := entry.get("kind", "aspect")) not in KINDS:
-        raise RecipeError(f"{place} is of kind {kind!r}: use 'modality' or 'aspect'")
-    _refuse_twice(words, f"{place} lists the word")
-    threshold = entry.get("threshold")
-    if threshold is not None and (type(threshold) not in (int, float) or not threshold >= 0):
-        raise RecipeError(f"{place} has the threshold {threshold!r}: use a number from 0, or leave it out")
-    return Aspect(name, kind, words, tuple(map(str, entry.get("phrases", ()))), threshold)
+        raise RecipeError(f"aspect {name!r} needs a name and a list of words")
+    _refuse_twice(words, f"aspect {name!r} lists the word")
+    if entry.threshold is not None and not entry.threshold >= 0:
+        raise RecipeError(
+            f"aspect {name!r} has the threshold {entry.threshold:g}: use a number from 0, or leave it out"
+        )
+    return Aspect(name, entry.kind, words, entry.phrases, entry.threshold)
 
 
 def _refuse_twice(names: list[str] | tuple[str, ...], what: str) -> None:

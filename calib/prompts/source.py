@@ -14,6 +14,7 @@ from typing import Any
 from quaver.runtime.errors import RecipeError
 
 LONGEST = 512  # characters of a caption
+SPLITS = ("calib", "validate")
 
 
 def prompts_file(source: str) -> Path | None:
@@ -32,7 +33,11 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"prompts.source {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise RecipeError(
+            f"prompts.source {path} is not UTF-8 (line {line}, byte {error.start}): save it as UTF-8, for example with"
+            f" 'iconv -f WINDOWS-1252 -t UTF-8 {path}'"
+        ) from error
     except OSError as error:
         raise RecipeError(
             f"prompts.source {path}: {error.strerror}; name a .txt or .jsonl file, or 'grammar'"
@@ -53,13 +58,17 @@ def _captions(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             row = _row(line) if json_lines else {"text": line}
-            caption = " ".join(str(row.get("text", "")).split())
+            text, split, place = row.get("text"), row.get("split", ""), f"prompts.source {path}: line {number}"
+            if not isinstance(text, str):
+                raise RecipeError(f'{place} is no JSON object with a text: write it as {{"text": "a dog barking"}}')
+            caption = " ".join(text.split())
             if not 0 < len(caption) <= LONGEST or not caption.isprintable():
                 raise RecipeError(
-                    f"prompts.source {path}: line {number} is no caption of 1 to {LONGEST} printable characters (it has"
-                    f" {len(caption)}): mend it" + (', as {"text": "a dog barking"}' if json_lines else "")
+                    f"{place} is no caption of 1 to {LONGEST} printable characters (it has {len(caption)}): mend it"
                 )
-            yield number, caption, str(row.get("split", ""))
+            if split not in ("", *SPLITS):
+                raise RecipeError(f"{place} is of the split {split!r}: write {' or '.join(map(repr, SPLITS))}, or none")
+            yield number, caption, split
 
 
 def _row(line: str) -> dict[str, Any]:

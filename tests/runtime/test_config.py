@@ -105,7 +105,12 @@ def test_an_override_wins_and_leaves_the_table_alone():
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"a = ", "is not TOML"), (b"\xff", "is not TOML"), (None, "No such file")]
+    ("content", "message"),
+    [
+        (b"a = ", "is not TOML"),
+        (b"\xff", r"is not UTF-8 \(byte 0\): save it as"),
+        (None, "No such file.*check the path"),
+    ],
 )
 def test_a_file_that_is_no_recipe_says_why(tmp_path, content, message):
     if content is not None:

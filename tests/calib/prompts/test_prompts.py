@@ -110,12 +110,14 @@ def test_rows_marked_validate_are_the_ones_held_back(tmp_path: Path) -> None:
     [
         ("a.txt", "", "holds no caption: write one a line"),
         ("a.txt", "\n  \n", "holds no caption"),
-        ("a.txt", "Geräusch".encode("latin-1"), r"is not UTF-8 \(byte 3\): save it as UTF-8"),
+        ("a.txt", "Geräusch".encode("latin-1"), r"is not UTF-8 \(line 1, byte 3\): save it as UTF-8.* 'iconv -f"),
         ("a.txt", "a dog\na cat\na  dog", "line 3 repeats line 1, 'a dog': remove one"),
         ("a.txt", "a dog\n" + "x" * 10_000, r"line 2 is no caption of 1 to 512 printable characters \(it has 10000"),
         ("a.txt", "a dog\a", "line 1 is no caption"),
-        ("a.jsonl", '{"text": "a dog"}\nnot json', "line 2 is no caption"),
-        ("a.jsonl", '{"caption": "a dog"}', r'as \{"text": "a dog barking"\}'),
+        ("a.jsonl", '{"text": "a dog"}\nnot json', "line 2 is no JSON object with a text"),
+        ("a.jsonl", '{"caption": "a dog"}', r'write it as \{"text": "a dog barking"\}'),
+        ("a.jsonl", '{"text": null}', "line 1 is no JSON object with a text"),
+        ("a.jsonl", '{"text": "a dog", "split": "test"}', "of the split 'test': write 'calib' or 'validate', or none"),
     ],
 )
 def test_a_bad_source_is_one_clear_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
