@@ -15,6 +15,7 @@ Sources: Jacob et al. 2018 (arXiv:1712.05877), eq. 1; ONNX QuantizeLinear-21; OC
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ from numpy.typing import ArrayLike
 from quaver.runtime.errors import QuaverError
 
 FLOAT8_MAX = 448.0
+FLOAT16_MAX = 65504.0
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
@@ -77,6 +79,7 @@ INT8 = Format(8)
 INT4 = Format(4)
 INT32 = Format(32)
 UINT8 = Format(8, signed=False, symmetric=False)
+UINT16 = Format(16, signed=False, symmetric=False)
 FLOAT8 = Format(8, kind="float8")
 
 
@@ -101,6 +104,36 @@ def scale_zero_point(amin: ArrayLike, amax: ArrayLike, fmt: Format) -> tuple[np.
         return scale, np.full(scale.shape, fmt.middle, np.int32)
     zero = np.clip(np.round(fmt.qmin - low / scale), fmt.qmin, fmt.qmax)
     return scale, zero.astype(np.int32)
+
+
+def common_zero_point(ranges: Sequence[tuple[float, float]], fmt: Format) -> tuple[np.ndarray, np.ndarray]:
+    """Scales [P] of P ranges and the one zero point (int32) for which they grow least in the mean square.
+
+    With a zero point z, [low, high] needs s = max(high / (qmax - z), -low / (z - qmin)): codes of all parts can then be
+    joined into one tensor and told apart by scale alone. Raises: as `scale_zero_point`.
+    """
+    alone, zero = scale_zero_point(*np.transpose(ranges), fmt)
+    if fmt.symmetric:
+        return alone, zero[0]
+    low, high = np.minimum(np.transpose(ranges)[0], 0.0), np.maximum(np.transpose(ranges)[1], 0.0)
+    zeros = np.arange(fmt.qmin, fmt.qmax + 1)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        above, below = high / (fmt.qmax - zeros), -low / (zeros - fmt.qmin)
+    needed = np.maximum(np.nan_to_num(above, nan=0.0), np.nan_to_num(below, nan=0.0))
+    best = int(((needed / alone) ** 2).sum(axis=1).argmin())
+    scales = np.where(needed[best] > 0, np.maximum(needed[best], SMALLEST_SCALE), 1.0)
+    return scales.astype(np.float32), zeros[best, 0].astype(np.int32)
+
+
+def half_scale(scale: ArrayLike) -> np.ndarray:
+    """The smallest float16 scales, as fp32, that are not below `scale` [...]: what was in range stays in range.
+
+    Runtimes want the scales of float16 edges in float16. Codes are made with the rounded scale: nothing else is lost.
+    """
+    wanted = np.asarray(scale, np.float32)
+    near = np.minimum(wanted, FLOAT16_MAX).astype(np.float16)
+    up = np.where(near.astype(np.float32) < wanted, np.nextafter(near, np.float16(np.inf)), near)
+    return np.minimum(up.astype(np.float32), np.float32(FLOAT16_MAX))
 
 
 def search_scale(

@@ -4,10 +4,17 @@ A rule matches layer names by shell pattern ("*.attn1.*"); the first rule that m
 that no rule matches stays float. A rule that decides for no layer is an error, unless it is marked optional (presets
 cover models that lack some of the layers they name).
 
-The preset "8w8a" is PTQ4ADM's (arXiv:2409.13894, section 3.3): 8-bit weights and activations for convolutions and for
-feed-forward and projection linears; attention, norms, the first and last convolution and the time embedding stay float.
-"4w8a" is the same with 4-bit weights. "d2-4w8a" is D2-DPM's: 4-bit weights and 8-bit activations
-everywhere, 8 bits for the first and last layers, which read an input of the network or write its output.
+Presets are named after the bits of weights and activations. "8w8a" is PTQ4ADM's (arXiv:2409.13894, section 3.3):
+convolutions and feed-forward and projection linears are coded; attention, norms, the first and last convolution and the
+time embedding stay float. The same layers are coded by
+
+    4w8a    4-bit weights             8w16a   16-bit activations
+    8w, 4w  weights alone, 4-bit ones in blocks of 64 inputs
+    fp8     E4M3 for both
+
+and with the ending "-attention" (8w8a-attention, ..) the projections of attention too. "16w16a" is float16 everywhere,
+"float" codes nothing. "d2-4w8a" is D2-DPM's: 4-bit weights and 8-bit activations everywhere, 8 bits for the first and
+last layers, which read an input of the network or write its output.
 """
 
 from __future__ import annotations
@@ -19,16 +26,18 @@ from fnmatch import fnmatchcase
 
 from quaver.runtime.errors import RecipeError, unknown
 
-FORMATS = ("float", "int8", "int4", "float8", "int16")
+FLOATS = ("float", "float32", "float16")
+FORMATS = (*FLOATS, "int16", "int8", "int4", "float8")
 
 
 @dataclass(frozen=True)
 class Rule:
     """One line of the rule list.
 
-    match: shell pattern on layer names. weight, activation: one of FORMATS ("float" leaves it alone; "int8"
-    activations become the target's own 8-bit format; a target refuses what it cannot run). reason: goes into the site
-    file. optional: may match nothing.
+    match: shell pattern on layer names. weight, activation: one of FORMATS. "float" leaves it as the rest of the graph
+    is, "float16" and "float32" say which; "int8" and "int16" activations become the target's own format of that width;
+    a target refuses what it cannot run. reason: goes into the site file. optional: may match nothing. block: one scale
+    per so many weights along the input dimension; 0: one per output channel.
     """
 
     match: str
@@ -36,6 +45,7 @@ class Rule:
     activation: str = "int8"
     reason: str = ""
     optional: bool = False
+    block: int = 0
 
     def __post_init__(self) -> None:
         for field in ("weight", "activation"):
@@ -43,11 +53,13 @@ class Rule:
             if value not in FORMATS:
                 known = ", ".join(FORMATS)
                 raise RecipeError(f"rule {self.match!r}: {field} = {value!r} is not a format; use one of {known}")
+        if self.block < 0 or 0 < self.block < 16:
+            raise RecipeError(f"rule {self.match!r}: block = {self.block}; expected 0 (none), or 16 weights or more")
 
     @property
     def quantized(self) -> bool:
-        """True when the rule changes anything."""
-        return self.weight != "float" or self.activation != "float"
+        """True when the rule codes anything."""
+        return not {self.weight, self.activation} <= set(FLOATS)
 
 
 def _float(match: str, reason: str) -> Rule:
@@ -56,9 +68,11 @@ def _float(match: str, reason: str) -> Rule:
 
 UNMATCHED = Rule("", "float", "float", "no rule matches this layer")
 
-_KEEP = (
+_ATTENTION = (
     _float("*attn*.to_[qkv]", "attention projections stay float (preset)"),
     _float("*attn*.to_out.*", "attention output stays float (preset)"),
+)
+_ENDS_AND_TIME = (
     _float("conv_in", "first convolution stays float (preset)"),
     _float("conv_out", "last convolution stays float (preset)"),
     _float("time_embedding.*", "time embedding stays float (preset)"),
@@ -67,15 +81,30 @@ _KEEP = (
     _float("add_embedding*", "conditioning embedding stays float (preset)"),
 )
 
+_CODED = {
+    "8w8a": ("int8", "int8", 0),
+    "4w8a": ("int4", "int8", 0),
+    "8w16a": ("int8", "int16", 0),
+    "8w": ("int8", "float", 0),
+    "4w": ("int4", "float", 64),
+    "fp8": ("float8", "float8", 0),
+}
+
 _ENDS = ("conv_in", "time_embedding.linear_1", "class_embedding*", "add_embedding.linear_1", "conv_out")
+
+
+def _everywhere(name: str, weight: str, activation: str, block: int = 0) -> Rule:
+    return Rule("*", weight, activation, f"preset {name}", True, block)
+
 
 PRESETS: Mapping[str, tuple[Rule, ...]] = {
     "float": (_float("*", "preset float"),),
-    "8w8a": (*_KEEP, Rule("*", "int8", "int8", "preset 8w8a", optional=True)),
-    "4w8a": (*_KEEP, Rule("*", "int4", "int8", "preset 4w8a", optional=True)),
+    "16w16a": (_everywhere("16w16a", "float16", "float16"),),
+    **{name: (*_ATTENTION, *_ENDS_AND_TIME, _everywhere(name, *formats)) for name, formats in _CODED.items()},
+    **{f"{name}-attention": (*_ENDS_AND_TIME, _everywhere(name, *formats)) for name, formats in _CODED.items()},
     "d2-4w8a": (
-        *(Rule(match, "int8", "int8", "first or last layer (preset d2-4w8a)", optional=True) for match in _ENDS),
-        Rule("*", "int4", "int8", "preset d2-4w8a", optional=True),
+        *(Rule(m, "int8", "int8", "first or last layer (preset d2-4w8a)", True) for m in _ENDS),
+        _everywhere("d2-4w8a", "int4", "int8"),
     ),
 }
 

@@ -50,6 +50,33 @@ def test_preset_4w8a_is_8w8a_with_weights_of_four_bits():
     assert {(r.weight, r.activation) for r in four.values() if r.quantized} == {("int4", "int8")}
 
 
+def test_presets_named_attention_code_its_projections_too():
+    for name in ("8w8a", "4w8a", "8w", "4w", "8w16a", "fp8"):
+        usual, more = (
+            {n for n, r in resolve(preset(p), NAMES).items() if r.quantized} for p in (name, name + "-attention")
+        )
+        assert more - usual == {f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn2.to_out.0"}, name
+
+
+def test_presets_give_the_formats_they_are_named_after():
+    formats = {
+        name: {(r.weight, r.activation, r.block) for r in resolve(preset(name), NAMES).values() if r.match == "*"}
+        for name in ("8w16a", "16w16a", "8w", "4w", "fp8")
+    }
+    assert formats == {
+        "8w16a": {("int8", "int16", 0)},
+        "16w16a": {("float16", "float16", 0)},
+        "8w": {("int8", "float", 0)},
+        "4w": {("int4", "float", 64)},
+        "fp8": {("float8", "float8", 0)},
+    }
+
+
+def test_a_block_is_sixteen_weights_or_more():
+    with pytest.raises(RecipeError, match="block = 8; expected 0"):
+        Rule("*", "int4", "float", block=8)
+
+
 def test_a_rule_that_matches_nothing_is_an_error_naming_the_nearest_layer():
     with pytest.raises(RecipeError, match="'convout' matches none of the 9 layers; the nearest layer is 'conv_out'"):
         resolve([Rule("convout")], NAMES)
@@ -62,11 +89,11 @@ def test_a_shadowed_rule_is_an_error_that_says_so():
 
 def test_presets_apply_to_models_without_attention():
     for name in PRESETS:
-        assert resolve(preset(name), ["conv1"])["conv1"].quantized == (name != "float")
+        assert resolve(preset(name), ["conv1"])["conv1"].quantized == (name not in ("float", "16w16a"))
 
 
 def test_an_unknown_format_or_preset_names_the_valid_ones():
-    with pytest.raises(RecipeError, match="use one of float, int8, int4, float8, int16"):
+    with pytest.raises(RecipeError, match="use one of float, float32, float16, int16, int8, int4, float8"):
         Rule("*", weight="int3")
     with pytest.raises(RecipeError, match="did you mean '8w8a'"):
         preset("w8a8")
