@@ -14,9 +14,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quaver.runtime.errors import ArtifactError
 from quaver.runtime.lazy import need
+from quaver.runtime.modelproto import read_weightless
 
 if TYPE_CHECKING:
     import onnx
@@ -46,6 +49,25 @@ class Layer:
     macs: int | None
     axis: int = 0
     bias: str = ""
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """The model in a file, its large weights left where they are: `external_data` says at which place of which file.
+
+    Raises: ArtifactError when the file is missing or damaged.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist: 'quaver run RECIPE' writes it")
+    try:
+        return need("onnx", extra="calib").ModelProto.FromString(read_weightless(path))
+    except Exception as error:  # protobuf raises a class of its own
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ArtifactError:
+    """The error about an ONNX file that does not read."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ArtifactError(f"{path} is damaged ({line}): remove it, and 'quaver run RECIPE' writes it anew")
 
 
 def layers(model: onnx.ModelProto) -> list[Layer]:
@@ -87,7 +109,7 @@ def float_edges(model: onnx.ModelProto) -> set[str]:
     """Names of the edges that carry floats; types that the file does not record are inferred."""
     known = {v.name for v in _values(model)}
     if any(out not in known for node in model.graph.node for out in node.output if out):
-        model = need("onnx", extra="calib").shape_inference.infer_shapes(_without_weights(model))
+        model = need("onnx", extra="calib").shape_inference.infer_shapes(without_weights(model))
     return {v.name for v in _values(model) if v.type.tensor_type.elem_type in _FLOATS}
 
 
@@ -118,13 +140,15 @@ def _initializer_dims(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     return {t.name: tuple(t.dims) for t in model.graph.initializer}
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with its large initializers as inputs: shape inference serializes, and protobuf ends at 2 GB."""
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with its large initializers as inputs: to look at it as a whole serializes, up to 2 GB only."""
     onnx = need("onnx", extra="calib")
     graph, light = model.graph, onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     for field in ("node", "input", "output", "value_info"):
         getattr(light.graph, field).extend(getattr(graph, field))
-    small = [t for t in graph.initializer if math.prod(t.dims) <= 1024]
+    light.graph.name = graph.name
+    light.functions.extend(model.functions)
+    small = [t for t in graph.initializer if math.prod(t.dims) <= 1024 and not t.external_data]
     light.graph.initializer.extend(small)
     kept = {t.name for t in small}
     light.graph.input.extend(

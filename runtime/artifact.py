@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -108,13 +109,39 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, for files that must appear together; it is gone after the block.
+
+    Raises: ArtifactError when the place cannot be written; whatever the block raises.
+    """
+    path = Path(path)
+    folder = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what a file, or a folder's list of names, says now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_error(path: Path | str, error: OSError) -> Exception:
@@ -127,7 +154,7 @@ def sweep(folder: Path) -> None:
     """Remove what writers that were killed left in a folder and below it."""
     for path in Path(folder).rglob(f"{TEMPORARY}*"):
         with suppress(OSError):
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def save_tensors(
@@ -244,14 +271,6 @@ def _existing(path: Path) -> Path:
     if not Path(path).exists():
         raise FileNotFoundError(path)
     return Path(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _plain(value: Any) -> Any:

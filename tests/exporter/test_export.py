@@ -6,7 +6,8 @@ import pytest
 from quaver.calib.graph import layers
 from quaver.calib.quant import UINT8, scale_zero_point
 from quaver.calib.rules import Rule
-from quaver.exporter.export import ExportSettings, export, load_once, read_ranges
+from quaver.exporter.export import ExportSettings, export, read_ranges
+from quaver.exporter.modelfile import load_model, save_model
 from quaver.runtime.artifact import Stamp, load_json, read_stamp, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
@@ -115,11 +116,28 @@ def test_a_range_that_is_not_finite_names_the_layer(bundle):
         run(bundle)
 
 
-def test_a_graph_that_onnxruntime_refuses_does_not_stay(tmp_path):
-    (tmp_path / "m.onnx").write_bytes(b"no graph")
+def test_a_graph_that_onnxruntime_refuses_leaves_the_earlier_one(bundle, monkeypatch):
+    bundle.qdq("ort-cpu").write_bytes(b"earlier")
+    monkeypatch.setattr("quaver.exporter.export.insert", lambda model, *_, **__: model.graph.node[0].input.append("no"))
+    monkeypatch.setattr("quaver.exporter.export.check", lambda *_: None)
     with pytest.raises(EngineError, match="onnxruntime cannot open"):
-        load_once(tmp_path / "m.onnx")
-    assert not list(tmp_path.iterdir())
+        run(bundle, targets=("ort-cpu",))
+    assert bundle.qdq("ort-cpu").read_bytes() == b"earlier" and not list(bundle.root.glob(".tmp-*"))
+
+
+def test_weights_beside_the_float_graph_give_the_same_bytes_as_weights_in_it(exported, bundle):
+    save_model(load_model(bundle.float_unet), bundle.float_unet, Stamp("trace"), embedded=1000)
+    assert bundle.float_unet.with_name("unet.float.onnx.data").exists()
+    run(bundle)
+    for target in ("ort-cpu", "tensorrt-rtx"):
+        assert bundle.qdq(target).read_bytes() == exported.qdq(target).read_bytes()
+
+
+def test_a_quantized_graph_with_its_weights_beside_answers_alike(exported, bundle, feeds, monkeypatch):
+    monkeypatch.setattr("quaver.exporter.modelfile.EMBEDDED", 1000)
+    run(bundle, targets=("ort-cpu",))
+    assert bundle.qdq("ort-cpu").with_name("unet.ort-cpu.onnx.data").exists()
+    assert np.array_equal(answers(bundle.qdq("ort-cpu"), feeds), answers(exported.qdq("ort-cpu"), feeds))
 
 
 def test_no_target_is_an_error_that_says_what_to_name(bundle):
