@@ -104,7 +104,7 @@ def add_recipe(verb: argparse.ArgumentParser) -> None:
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], dest="overrides", help="replace a setting"
     )
     verb.add_argument("--out", metavar="DIR", type=Path, help="write the bundle there")
-    verb.add_argument("--workers", metavar="N", type=int, default=1, help="processes that share capture and stats")
+    verb.add_argument("--workers", metavar="N", type=int, default=1, help="processes that share capture, ranges, stats")
     verb.add_argument("--ray", metavar="ADDRESS", default="", help="a Ray cluster that shares them, auto: this one's")
 
 

@@ -155,6 +155,7 @@ STAGES = (
         settings=("ranges",),
         reads=lambda b, r: [b.float_unet, b.card, b.samples, *amax_file(r.ranges.source)],
         writes=lambda b, r: [b.ranges],
+        sharded=True,
     ),
     Stage(
         "reconstruct",

@@ -30,6 +30,7 @@ from quaver.calib.moments import (
     no_moments,
 )
 from quaver.calib.observers import init, merge, update
+from quaver.calib.ranges import RangeSettings, collect_ranges
 from quaver.runtime.artifact import Stamp, load_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import EngineError, RecipeError
@@ -192,15 +193,17 @@ def test_one_shard_is_four_shards_to_1e_10() -> None:
 
 
 def artifacts(bundle: Bundle, fanout: Fanout, **capture_how: Any) -> dict[str, bytes]:
-    """The bytes of what capture and statistics write."""
+    """The bytes of what capture, ranges and statistics write."""
     sampling = SamplingSettings(steps=4, guidance=2.0)
     settings = CaptureSettings(records=20, batch=3, **capture_how)
     capture(bundle, settings, sampling, stamp=Stamp("capture"), progress=quiet(), fanout=fanout)
+    passes = RangeSettings(percentile=99.0, batch=3, memory=0.005)  # several passes over the edges
+    collect_ranges(bundle, passes, stamp=Stamp("ranges"), progress=quiet(), fanout=fanout)
     stats = StatsSettings(trajectories=10, batch=3)
     collect_error_stats(bundle, stats, sampling, stamp=Stamp("stats"), progress=quiet(), fanout=fanout)
     assert not (bundle.root / ".shards").exists()
-    written = (bundle.moments, bundle.samples, bundle.media("variance.svg"), bundle.error_stats("ort-cpu"))
-    return {path.name: path.read_bytes() for path in written}
+    written = (bundle.moments, bundle.samples, bundle.ranges, bundle.error_stats("ort-cpu"))
+    return {path.name: path.read_bytes() for path in (*written, bundle.media("variance.svg"))}
 
 
 @pytest.mark.parametrize("how", [{}, {"hold": 0}], ids=["x_t held", "drawn trajectories run again"])

@@ -34,6 +34,35 @@ def test_shards_in_any_order_give_the_same_bits(values: np.ndarray, name: str) -
     assert OBSERVERS[name].finish(whole, OPTIONS) == OBSERVERS[name].finish(sharded, OPTIONS)
 
 
+@pytest.mark.parametrize("doublings", [0, 1, 3, 10, 11, 12, 200])
+def test_a_wider_histogram_counts_each_value_where_it_would_have_been_counted(doublings: int) -> None:
+    rng = np.random.default_rng(doublings)
+    values = (rng.standard_normal(10_000) * 10.0 ** rng.uniform(-4, 0, 10_000)).astype(np.float32)
+    far = np.float32(np.ldexp(1.5, see([values]).exponent - 1 + min(doublings, 100)))
+    state, wide = see([values]), see([values, np.array([far])])
+    assert wide.counts is not None and state.exponent + min(doublings, 100) == wide.exponent
+    width = np.ldexp(2.0, wide.exponent) / BINS
+    index = np.floor(np.append(values, far).astype(np.float64) / width).astype(int) + BINS // 2
+    np.testing.assert_array_equal(wide.counts, np.bincount(index, minlength=BINS))
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 3.0, 1e37], ids=str)
+def test_bins_are_exact_at_every_magnitude(scale: float) -> None:
+    values = (np.random.default_rng(3).standard_normal(5000) * scale).astype(np.float32)
+    state = see([values])
+    index = np.floor(np.ldexp(values.astype(np.float64), int(np.log2(BINS)) - 1 - state.exponent)) + BINS // 2
+    np.testing.assert_array_equal(state.counts, np.bincount(index.astype(int), minlength=BINS))
+
+
+def test_states_come_out_of_a_file_as_they_went_in(values: np.ndarray) -> None:
+    seen = [see([values]), see([np.zeros(3, np.float32)]), see([values[:5], values[5:9] * 1e-6])]
+    for before, after in zip(seen, observers.unpack(observers.pack(seen)), strict=True):
+        assert (before.amin, before.amax, before.exponent) == (after.amin, after.amax, after.exponent)
+        np.testing.assert_array_equal(before.counts, after.counts)
+    ends = [observers.extremes(-1.25, 3.5), observers.extremes(0.0, 1e-30)]
+    assert observers.unpack(observers.pack(ends)) == ends
+
+
 def test_minmax_keeps_everything_and_needs_only_extremes(values: np.ndarray) -> None:
     low, high = values.min(), values.max()
     assert OBSERVERS["minmax"].finish(see([values]), OPTIONS) == (low, high)

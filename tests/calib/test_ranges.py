@@ -8,9 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from quaver.calib.activations import split, thin
+from quaver.calib import fanout
+from quaver.calib.activations import Shard, Source, plan_shards, split, thin
 from quaver.calib.capture import CaptureSettings, capture
-from quaver.calib.ranges import RangeSettings, collect_ranges
+from quaver.calib.fanout import Fanout, Work, map_shards
+from quaver.calib.observers import ObserverOptions
+from quaver.calib.ranges import RangeSettings, collect_ranges, read_graph
 from quaver.calib.records import branches, load_records
 from quaver.calib.taps import open_tapped, tap_tensors
 from quaver.runtime.artifact import Stamp, load_tensors
@@ -134,6 +137,52 @@ def test_an_edge_that_is_not_finite_is_refused_by_name(captured: Bundle, observe
     onnx.save(model, captured.float_unet)
     with pytest.raises(EngineError, match=r"c_emb is not finite at timestep 1 "):
         collect(captured, RangeSettings(observer=observer))
+
+
+def test_a_run_that_stops_goes_on_with_the_shards_that_ended(captured: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RangeSettings(percentile=98.0, batch=3, memory=0.005)
+    timesteps = collect(captured, settings)[0]["timesteps"].tolist()
+    whole, finish, run = captured.ranges.read_bytes(), fanout.finish, list[Shard]()
+
+    def finish_five(task: fanout.Task, compute: fanout.Compute) -> None:
+        if len(run) == 5:
+            raise KeyboardInterrupt
+        finish(task, compute)
+        run.append(task.shard)
+
+    monkeypatch.setattr(fanout, "finish", finish_five)
+    with pytest.raises(KeyboardInterrupt):
+        collect(captured, settings)
+    monkeypatch.setattr(fanout, "finish", lambda task, compute: (finish(task, compute), run.append(task.shard)))
+    collect(captured, settings)
+    assert captured.ranges.read_bytes() == whole and not captured.shards("ranges").exists()
+    passes = list(dict.fromkeys(shard.edges for shard in run))
+    assert len(passes) > 2 and run == [Shard(t, edges) for edges in passes for t in timesteps], "each once, in order"
+
+
+def test_shards_of_other_settings_or_of_another_model_are_not_used(captured: Bundle) -> None:
+    edges, records = read_graph(captured.float_unet)[0], load_records(captured.samples)
+    source = Source(captured, "percentile", ObserverOptions(), 3, 10)
+    work = Work("quaver.calib.activations:open_activations", source, "sha256:other")
+    shards = plan_shards(source, records, edges, 512)
+    assert [shard.t for shard in shards] == np.unique(records.t).tolist()
+    settings = RangeSettings(batch=3)
+    collect(captured, settings)
+    whole = captured.ranges.read_bytes()
+    list(map_shards(work, shards, captured.shards("ranges"), progress=quiet(), label="of another recipe"))
+    collect(captured, settings)
+    assert captured.ranges.read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_an_edge_that_is_not_finite_is_named_by_a_worker_too(captured: Bundle) -> None:
+    model = onnx.load(captured.float_unet)
+    weight = next(t for t in model.graph.initializer if t.name == "w_class")
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full((6, 8), np.inf, np.float32), "w_class"))
+    onnx.save(model, captured.float_unet)
+    how = {"stamp": Stamp("ranges"), "progress": quiet(), "fanout": Fanout(workers=2)}
+    with pytest.raises(EngineError, match=r"c_emb is not finite at timestep 1 "):
+        collect_ranges(captured, MINMAX, **how)
 
 
 def test_edges_are_split_by_their_size_in_order() -> None:
