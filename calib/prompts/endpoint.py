@@ -8,7 +8,6 @@ from the environment, goes to the endpoint, and is taken out of whatever the end
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -101,8 +100,8 @@ def complete(
     for attempt in range(settings.retries + 1):
         try:
             return _outcome(connection.client.chat.completions.create(**body), key)
-        except (json.JSONDecodeError, openai.APIResponseValidationError):
-            return {"answer": "", "usage": {}}  # an endpoint that answers with no JSON said nothing
+        except (ValueError, RecursionError, openai.APIResponseValidationError):
+            return {"answer": "", "usage": {}}  # an endpoint that answers with no JSON, or in no UTF-8, said nothing
         except openai.APIError as error:
             reason = _reason(error, key)
             transcript.add(body, {"error": reason})
@@ -127,6 +126,11 @@ def _key(settings: LLMSettings) -> str:
         raise QuaverError(
             f"no API key: the environment variable {settings.key_env} is not set; export {settings.key_env}=..., or set"
             ' prompts.llm.key_env="" for an endpoint that asks for none'
+        )
+    if not key.isascii() or not key.isprintable():
+        raise QuaverError(
+            f"the environment variable {settings.key_env} holds characters that no API key has: export it again, the"
+            " key alone on one line"
         )
     return key
 

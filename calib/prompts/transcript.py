@@ -52,6 +52,7 @@ class Transcript:
 def open_transcript(path: Path) -> Iterator[Transcript]:
     """The journal at `path`, made if it is not there; a last line cut short by a kill is dropped.
 
+    A run that fails before its first exchange leaves none.
     Raises: ArtifactError when another line is damaged or the place cannot be written.
     """
     try:
@@ -63,7 +64,12 @@ def open_transcript(path: Path) -> Iterator[Transcript]:
             for row in rows:
                 if "answer" in row:
                     waiting[row["digest"]].append(row["answer"])
-            yield Transcript(file, rows, waiting)
+            try:
+                yield Transcript(file, rows, waiting)
+            except BaseException:
+                if not rows:
+                    path.unlink()
+                raise
     except OSError as error:
         raise write_error(path, error) from error
 

@@ -133,8 +133,10 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(endpoint: Endpo
         Reply(b"{ not json", headers={"Content-Type": "application/json"}),
         Reply(b"", headers={"Content-Type": "application/json"}),
         Reply(b'{"choices": 3}', headers={"Content-Type": "application/json"}),
+        Reply('{"choices": "Gerät"}'.encode("latin-1"), headers={"Content-Type": "application/json"}),
+        Reply(b"[" * 60_000, headers={"Content-Type": "application/json"}),
     ],
-    ids=lambda reply: reply.body[:20].decode() if not reply.body.startswith(b'{"id"') else None,
+    ids=lambda reply: reply.body[:20].decode("latin-1") if not reply.body.startswith(b'{"id"') else None,
 )
 def test_an_answer_of_another_form_is_a_failed_call_and_no_more(endpoint: Endpoint, tmp_path: Path, bad: Reply) -> None:
     endpoint.reply, stream = lambda number, body: model(number, body) if number == 2 else bad, io.StringIO()
@@ -189,9 +191,19 @@ def test_without_a_key_nothing_is_sent(endpoint: Endpoint, tmp_path: Path, monke
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(QuaverError, match=r"OPENAI_API_KEY is not set; export OPENAI_API_KEY=.*key_env=\"\""):
         make(tmp_path, settings(endpoint))
-    assert endpoint.asked == []
+    assert endpoint.asked == [] and list(tmp_path.iterdir()) == []
     assert added(make(tmp_path, settings(endpoint, llm={"key_env": ""})))
     assert endpoint.asked[0][0]["authorization"] == "Bearer none"
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "one\ntwo"])
+def test_what_can_be_no_key_is_refused_and_not_shown(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(QuaverError, match=r"OPENAI_API_KEY holds characters that no API key has: export it again"):
+        make(tmp_path, settings(endpoint))
+    assert endpoint.asked == []
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
