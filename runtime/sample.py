@@ -1,19 +1,13 @@
-"""Samplers: from noise to a sample, one plain function each.
-
-DDIM (arXiv:2010.02502, eqs. 12 and 16), from noise level a = alpha_bar_t to a' = alpha_bar_{t'}:
+"""Samplers: from noise to a sample, one loop for all of them; `samplers` has the numbers of each step.
 
     x_0' = (x - sqrt(1 - a) e) / sqrt(a)
-    x'   = sqrt(a') x_0' + sqrt(1 - a' - s^2) e + s z               z ~ N(0, 1)
-    s    = eta sqrt((1 - a') / (1 - a) (1 - a / a'))                eta = 0: an ODE, eta = 1: DDPM's noise
+    x'   = sqrt(a') x_0' + sqrt(room - s^2) e + bend (x_0' - x_0'_before) + s z                       z ~ N(0, 1)
 
-so a unit change of e moves x' by exactly
-
-    k(s) = sqrt(1 - a' - s^2) - sqrt(a' (1 - a) / a)
-
-A correction that leaves an error of variance r^2 in e thus adds k^2 r^2 to x', which the sampler takes off its own
-noise:  s_new^2 = max(s^2 - k^2 r^2, 0)  (D2-DPM Algorithm 1, lines 16-17). The published algorithm then uses s_new in
-the direction term as well (`paper`), which moves the step to a smaller eta on top of the error; keeping s there gives
-x' exactly the variance it has without error (`consistent`).
+A unit change of e moves x' by k(s), so a correction that leaves an error of variance r^2 in e adds k^2 r^2 to x', which
+the sampler takes off its own noise:  s_new^2 = max(s^2 - k^2 r^2, 0)  (D2-DPM, arXiv:2408.11275, Algorithm 1, lines
+16-17). The published algorithm then uses s_new in the direction term as well (`paper`), which moves the step to a
+smaller eta on top of the error; keeping s there gives x' exactly the variance it has without error (`consistent`).
+What a multistep sampler remembers, x_0'_before, is of the corrected e.
 """
 
 from __future__ import annotations
@@ -28,12 +22,25 @@ import numpy as np
 
 from quaver.runtime.correct import Correct, Corrected, Noise, correct_none
 from quaver.runtime.errors import QuaverError, RecipeError
-from quaver.runtime.schedule import Schedule, alpha_bar_at, previous, timesteps
+from quaver.runtime.samplers import PLANS, Move, Plan, plan
+from quaver.runtime.schedule import Schedule
 
 Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
-Denoise = Callable[[Array, int], Array]  # x_t [B, C, H, W], t in 0..T-1 -> eps [B, C, H, W]
+Denoise = Callable[[Array, float], Array]  # x_t [B, C, H, W], t in 0..T-1 -> eps [B, C, H, W]
 
-__all__ = ["Correct", "Corrected", "Denoise", "Noise", "SamplingSettings", "Step", "correct_none", "sample_ddim"]
+__all__ = [
+    "SAMPLERS",
+    "Correct",
+    "Corrected",
+    "Denoise",
+    "Noise",
+    "SamplingSettings",
+    "Step",
+    "advance",
+    "correct_none",
+    "sample",
+    "sample_ddim",
+]
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,10 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         bad = {
-            "sampler": self.sampler not in SAMPLERS and f"one of {', '.join(SAMPLERS)}",
+            "sampler": self.sampler not in PLANS and f"one of {', '.join(PLANS)}",
             "steps": self.steps < 1 and "1 or more",
-            "eta": not 0.0 <= self.eta <= 1.0 and "0 to 1",
+            "eta": not 0.0 <= self.eta <= (1.0 if self.sampler == "ddim" else 0.0)
+            and ("0 to 1" if self.sampler == "ddim" else f"0: {self.sampler} has noise of its own, or none"),
             "guidance": not (math.isfinite(self.guidance) and self.guidance >= 0.0) and "a finite number, 0 or more",
             "seed": not 0 <= self.seed < 2**32 and "0 to 4294967295",
         }
@@ -68,7 +76,7 @@ class Step:
     """
 
     index: int  # 0 is the first, noisiest step
-    t: int
+    t: float
     x_t: Array
     eps_raw: Array  # what the denoiser said
     eps: Array  # after the correction
@@ -76,69 +84,64 @@ class Step:
     clipped: int = 0
 
 
-@dataclass(frozen=True)
-class DDIMStep:
-    """The numbers of one DDIM step, float64: a = alpha_bar_t, a_prev where the step ends, the noise it adds."""
-
-    a: float
-    a_prev: float
-    sigma: float
-
-    @property
-    def k(self) -> float:
-        """How far a unit change of eps moves the result; negative."""
-        return _root(1.0 - self.a_prev - self.sigma**2) - math.sqrt(self.a_prev * (1.0 - self.a) / self.a)
-
-
-def ddim_step(schedule: Schedule, t: int, *, steps: int, eta: float) -> DDIMStep:
-    """The numbers of the step from timestep `t` when sampling in `steps` steps."""
-    a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous(schedule, t, steps))
-    return DDIMStep(a, a_prev, eta * _root((1.0 - a_prev) / (1.0 - a) * (1.0 - a / a_prev)))
-
-
-def sample_ddim(
+def sample(
     denoise: Denoise,
     x_T: Array,
-    schedule: Schedule,
+    plan: Plan,
     *,
-    steps: int,
-    eta: float = 0.0,
+    clip: float | None = None,
     correct: Correct = correct_none,
     noise: Noise | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Array:
-    """Draw samples x_0 [B, C, H, W] from noise x_T [B, C, H, W] with DDIM.
+    """Draw samples x_0 [B, C, H, W] from noise x_T [B, C, H, W], which is N(0, 1), along a plan.
 
-    `noise(index, shape)` is asked once per step that adds noise, so eta > 0 needs it. Raises: QuaverError without it.
+    `clip` bounds |x_0'| in every step. `noise(index, shape)` is asked once per step that adds noise.
+    Raises: QuaverError when it is not there.
     """
-    x = x_T
-    for index, t in enumerate(timesteps(schedule, steps).tolist()):
-        eps_raw = denoise(x, t)
-        fixed = correct(eps_raw, t)
-        numbers = ddim_step(schedule, t, steps=steps, eta=eta)
-        z = _draw(noise, index, x) if numbers.sigma > 0.0 else None
-        x_prev, clipped = apply_ddim(numbers, x, fixed, z, clip=schedule.clip)
+    x, before = x_T if plan.start == 1.0 else x_T * plan.start, None
+    for index, move in enumerate(plan.moves):
+        eps_raw = denoise(x, move.t)
+        fixed = correct(eps_raw, move.t)
+        z = _draw(noise, index, x) if move.sigma > 0.0 else None
+        x_prev, before, clipped = advance(move, x, fixed, z, clip=clip, before=before)
         if on_step is not None:
-            on_step(Step(index, t, x, eps_raw, fixed.eps, x_prev, clipped))
+            on_step(Step(index, move.t, x, eps_raw, fixed.eps, x_prev, clipped))
         x = x_prev
     return x
 
 
-SAMPLERS: dict[str, Callable[..., Array]] = {"ddim": sample_ddim}
+def sample_with(sampler: str) -> Callable[..., Array]:
+    """A sampler by name: (denoise, x_T, schedule, *, steps, eta=0, correct, noise, on_step) -> x_0 [B, C, H, W]."""
+
+    def draw(denoise: Denoise, x_T: Array, schedule: Schedule, *, steps: int, eta: float = 0.0, **rest: Any) -> Array:
+        return sample(denoise, x_T, plan(sampler, schedule, steps=steps, eta=eta), clip=schedule.clip, **rest)
+
+    return draw
 
 
-def apply_ddim(
-    numbers: DDIMStep, x: Array, fixed: Corrected, z: Array | None, *, clip: float | None
-) -> tuple[Array, int]:
-    """One step: x [B, C, H, W] and corrected eps to x' [B, C, H, W], and how many channels were clipped."""
-    a, a_prev, s = numbers.a, numbers.a_prev, numbers.sigma
-    s_new, clipped = reduce_sigma(s, numbers.k, fixed.var)
-    s_direction = s_new if fixed.variance_mode == "paper" else s
-    x_0 = (x - math.sqrt(1.0 - a) * fixed.eps) / math.sqrt(a)
+SAMPLERS: dict[str, Callable[..., Array]] = {name: sample_with(name) for name in PLANS}
+sample_ddim = SAMPLERS["ddim"]
+
+
+def advance(
+    move: Move, x: Array, fixed: Corrected, z: Array | None, *, clip: float | None = None, before: Array | None = None
+) -> tuple[Array, Array, int]:
+    """One step: x [B, C, H, W] and corrected eps to x', to x_0' [B, C, H, W], and how many channels were clipped.
+
+    `before` is the x_0' of the step before, None in the first one.
+    """
+    a, s, eps = move.a, move.sigma, fixed.eps
+    s_new, clipped = reduce_sigma(s, move.k, fixed.var)
+    x_0 = (x - math.sqrt(1.0 - a) * eps) / math.sqrt(a)
     if clip is not None:
         x_0 = array_api_compat.array_namespace(x).clip(x_0, -clip, clip)
-    x_prev = math.sqrt(a_prev) * x_0 + _factor(x, _root(1.0 - a_prev - s_direction**2)) * fixed.eps
-    return (x_prev if z is None else x_prev + _factor(x, s_new) * z), clipped
+        eps = (x - math.sqrt(a) * x_0) / math.sqrt(1.0 - a) if move.implied else eps
+    direction = _root(move.room - (s_new if fixed.variance_mode == "paper" else s) ** 2)
+    x_prev = math.sqrt(move.a_prev) * x_0 + _factor(x, direction) * eps
+    if move.bend and before is not None:
+        x_prev = x_prev + move.bend * (x_0 - before)
+    return (x_prev if z is None else x_prev + _factor(x, s_new) * z), x_0, clipped
 
 
 def reduce_sigma(sigma: float, k: float, var: float | np.ndarray) -> tuple[Any, int]:
@@ -164,6 +167,6 @@ def _factor(x: Array, value: Any) -> Array:
 
 def _draw(noise: Noise | None, index: int, x: Array) -> Array:
     if noise is None:
-        raise QuaverError("eta > 0 adds noise in every step: pass noise=, or sample with eta = 0")
+        raise QuaverError("this sampler adds noise in every step: pass noise=, or sample with ddim and eta = 0")
     z = noise(index, tuple(x.shape))
     return array_api_compat.array_namespace(x).asarray(z, dtype=x.dtype, device=array_api_compat.device(x))

@@ -44,6 +44,7 @@ class Schedule:
     steps_offset: int = 0
     alpha_bar_final: float = 1.0
     clip: float | None = None
+    variance: str = "fixed_small"  # of the noise that ddpm adds
 
 
 def load_schedule(path: Path) -> Schedule:
@@ -74,6 +75,7 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
         steps_offset=int(config.get("steps_offset", 0)),
         alpha_bar_final=1.0 if config.get("set_alpha_to_one", True) else float(alpha_bar[0]),
         clip=float(config.get("clip_sample_range", 1.0)) if _clips(config) else None,
+        variance=str(config.get("variance_type", "fixed_small")),
     )
 
 
@@ -107,12 +109,20 @@ def previous(schedule: Schedule, t: int, steps: int) -> int:
     return int(t) - len(schedule.alpha_bar) // steps
 
 
-def alpha_bar_at(schedule: Schedule, t: int) -> float:
-    """alpha_bar at a timestep; the value after the last step for a negative `t`."""
-    return float(schedule.alpha_bar[t]) if t >= 0 else schedule.alpha_bar_final
+def alpha_bar_at(schedule: Schedule, t: float) -> float:
+    """alpha_bar at a timestep; the value after the last step for a negative `t`.
+
+    Between timesteps sqrt((1 - a) / a) is taken as linear, as EulerDiscreteScheduler does.
+    """
+    if t < 0:
+        return schedule.alpha_bar_final
+    if t == int(t):
+        return float(schedule.alpha_bar[int(t)])
+    low, high = (math.sqrt(1.0 / float(schedule.alpha_bar[int(t) + i]) - 1.0) for i in (0, 1))
+    return 1.0 / (1.0 + (low + (t - int(t)) * (high - low)) ** 2)
 
 
-def to_eps(out: Array, x_t: Array, t: int, schedule: Schedule) -> Array:
+def to_eps(out: Array, x_t: Array, t: float, schedule: Schedule) -> Array:
     """What the network said, `out` [B, C, H, W], as eps [B, C, H, W]."""
     signal, noise = _levels(schedule, t)
     if schedule.prediction == "epsilon":
@@ -122,7 +132,7 @@ def to_eps(out: Array, x_t: Array, t: int, schedule: Schedule) -> Array:
     return (x_t - signal * out) / noise
 
 
-def to_x0(out: Array, x_t: Array, t: int, schedule: Schedule) -> Array:
+def to_x0(out: Array, x_t: Array, t: float, schedule: Schedule) -> Array:
     """What the network said, `out` [B, C, H, W], as the clean sample x_0 [B, C, H, W]."""
     signal, noise = _levels(schedule, t)
     if schedule.prediction == "epsilon":
@@ -132,7 +142,7 @@ def to_x0(out: Array, x_t: Array, t: int, schedule: Schedule) -> Array:
     return out
 
 
-def from_eps(eps: Array, x_t: Array, t: int, schedule: Schedule) -> Array:
+def from_eps(eps: Array, x_t: Array, t: float, schedule: Schedule) -> Array:
     """The inverse of `to_eps`: eps [B, C, H, W] as what the network would have said."""
     signal, noise = _levels(schedule, t)
     if schedule.prediction == "epsilon":
@@ -142,15 +152,15 @@ def from_eps(eps: Array, x_t: Array, t: int, schedule: Schedule) -> Array:
     return (x_t - noise * eps) / signal
 
 
-def add_noise(x_0: Array, eps: Array, t: int, schedule: Schedule) -> Array:
+def add_noise(x_0: Array, eps: Array, t: float, schedule: Schedule) -> Array:
     """x_t [B, C, H, W] from the clean sample and the noise."""
     signal, noise = _levels(schedule, t)
     return signal * x_0 + noise * eps
 
 
-def _levels(schedule: Schedule, t: int) -> tuple[float, float]:
+def _levels(schedule: Schedule, t: float) -> tuple[float, float]:
     """sqrt(a_t), sqrt(1 - a_t)."""
-    a = float(schedule.alpha_bar[t])
+    a = alpha_bar_at(schedule, t)
     return math.sqrt(a), math.sqrt(1.0 - a)
 
 

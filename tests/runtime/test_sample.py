@@ -10,7 +10,8 @@ import pytest
 
 from quaver.runtime.correct import Corrected, ErrorStats, d2_deterministic, d2_stochastic
 from quaver.runtime.errors import QuaverError, RecipeError
-from quaver.runtime.sample import SamplingSettings, apply_ddim, ddim_step, reduce_sigma, sample_ddim
+from quaver.runtime.sample import SamplingSettings, advance, reduce_sigma, sample_ddim
+from quaver.runtime.samplers import plan
 from quaver.runtime.schedule import read_schedule, timesteps, to_eps
 
 CONFIG = {
@@ -105,12 +106,11 @@ def test_many_steps_reach_the_variance_of_the_data(eta):
 def test_a_unit_change_of_eps_moves_the_step_by_exactly_k(eta):
     """Facts 6.1: k(s) = sqrt(1 - a' - s^2) - sqrt(a' (1 - a) / a)."""
     x, eps, z = np.random.default_rng(3).standard_normal((3, *SHAPE))
-    for t in timesteps(SCHEDULE, 20).tolist():
-        numbers = ddim_step(SCHEDULE, t, steps=20, eta=eta)
+    for numbers in plan("ddim", SCHEDULE, steps=20, eta=eta).moves:
         a, a_prev, s = numbers.a, numbers.a_prev, numbers.sigma
         k = math.sqrt(max(1 - a_prev - s * s, 0)) - math.sqrt(a_prev * (1 - a) / a)
-        low, _ = apply_ddim(numbers, x, Corrected(eps), z, clip=None)
-        high, _ = apply_ddim(numbers, x, Corrected(eps + 1.0), z, clip=None)
+        low, *_ = advance(numbers, x, Corrected(eps), z)
+        high, *_ = advance(numbers, x, Corrected(eps + 1.0), z)
         assert numbers.k == pytest.approx(k, rel=1e-12)
         np.testing.assert_allclose(high - low, k, atol=1e-12)
         assert k <= 0
@@ -167,7 +167,7 @@ def step_variance(numbers, mode, residual, gain, variance):
         fixed = Corrected(
             np.array(gain * x + D), residual if mode != "none" else 0.0, mode if mode != "none" else "paper"
         )
-        return float(apply_ddim(numbers, np.array(x), fixed, np.array(z), clip=None)[0])
+        return float(advance(numbers, np.array(x), fixed, np.array(z))[0])
 
     by_x, by_error, by_noise = moved(1.0, 0.0, 0.0), moved(0.0, 1.0, 0.0), moved(0.0, 0.0, 1.0)
     return by_x**2 * variance + by_error**2 * residual + by_noise**2
@@ -176,8 +176,7 @@ def step_variance(numbers, mode, residual, gain, variance):
 def test_consistent_mode_returns_the_variance_of_the_error_free_step():
     """Facts 6.5: to 1e-12 where unclipped; the published placement is off by more than doing nothing (facts 1.6a)."""
     off = {"none": [], "paper": []}
-    for t in timesteps(SCHEDULE, 20).tolist()[:-1]:
-        numbers = ddim_step(SCHEDULE, t, steps=20, eta=1.0)
+    for numbers in plan("ddim", SCHEDULE, steps=20, eta=1.0).moves[:-1]:
         gain = math.sqrt(1 - numbers.a) / (numbers.a * 0.5 + 1 - numbers.a)
         variance, residual = numbers.a * 0.5 + 1 - numbers.a, 0.05**2
         free = step_variance(numbers, "none", 0.0, gain, variance)
@@ -254,7 +253,8 @@ def test_noise_is_asked_for_when_the_sampler_adds_some():
         ({"steps": 0}, "1 or more"),
         ({"eta": 1.5}, "0 to 1"),
         ({"guidance": float("nan")}, "finite"),
-        ({"sampler": "euler"}, "ddim"),
+        ({"sampler": "eular"}, "ddim"),
+        ({"sampler": "euler", "eta": 0.5}, "0: euler has noise of its own"),
         ({"seed": -1}, "4294967295"),
     ],
 )
