@@ -1,12 +1,15 @@
 """What 100,000 prompts on 1,000 workers would cost, from shards that were run here on one core each.
 
-    python -m benchmarks.scale [BUNDLE] [--prompts 100000] [--workers 1000] [--shards 2]
+    python -m benchmarks.scale [BUNDLE] [--prompts 100000] [--workers 1000] [--shards 2] [--stages capture ranges stats]
 
-Opening the graphs, one shard of capture and one of the error statistics, the size of their files, and how long the
-parent takes to read and merge one are measured; the rest is arithmetic:
+One shard of each stage, how much longer the first one takes, which opens the graphs, the size of a file, and how long
+the parent takes to read and merge one are measured; the rest is arithmetic:
 
-    rounds  = ceil(ceil(prompts / batch) / workers)
+    rounds  = ceil(shards / workers),     shards = ceil(prompts / batch); of ranges timesteps * passes over the edges
     time    = opening + rounds * seconds of a shard + shards * seconds of a merge
+
+A shard of ranges has as many records as were drawn at its timestep: those with the most are measured, for a round lasts
+as long as they do.
 """
 
 from __future__ import annotations
@@ -15,23 +18,38 @@ import argparse
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.figures import publish
-from quaver.calib import capture, error_stats
+from quaver.calib import activations, capture, error_stats, ranges, trajectories
+from quaver.calib.capture import CaptureSettings
 from quaver.calib.error_stats import Pair, StatsSettings
-from quaver.calib.fanout import Work, finish, open_work, plan
+from quaver.calib.fanout import Shard, Work, finish, open_work, plan
 from quaver.calib.prompts import load_prompts
-from quaver.calib.trajectories import Source, split_prompts
+from quaver.calib.ranges import RangeSettings, observer_options, read_graph
+from quaver.calib.records import load_records
+from quaver.calib.trajectories import split_prompts
 from quaver.runtime.bundle import Bundle
+from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import FLOAT, open_bundle, sampling_of
 
 KEY = "sha256:scale"  # of no recipe: these files are thrown away
-RECORDS = 1024  # drawn records, each from another shard at worst: those run a second time
+Merge = Callable[[Sequence[Path], Sequence[Shard]], object]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage: its work, the shards to measure after a first one, how many there would be, and how many run twice."""
+
+    work: Work
+    shards: Sequence[Shard]
+    count: int
+    again: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,50 +59,84 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=1_000)
     parser.add_argument("--shards", type=int, default=2, help="how many are run for a measurement")
+    parser.add_argument("--stages", nargs="+", choices=JOBS, default=list(JOBS))
     given = parser.parse_args(argv)
-    bundle, stats = Bundle(given.bundle.resolve()), StatsSettings()
-    with open_bundle(bundle, engine_file=FLOAT) as session:
-        sampling = sampling_of(session)
     rows: list[dict[str, Any]] = []
-    for name, work, merge, records in (
-        ("capture", Work(capture.OPEN, Source(bundle, sampling), KEY), capture.merge_shards, RECORDS),
-        (
-            "stats",
-            Work(error_stats.OPEN, Pair(bundle, stats.target, stats.granularity, sampling), KEY),
-            error_stats.merge_shards,
-            0,
-        ),
-    ):
-        texts = [row["text"] for row in load_prompts(bundle, "calib")][: stats.batch]
-        row = {"stage": name, "steps": sampling.steps, **measure(work, texts * given.shards, stats.batch, merge)}
-        rows.append(row | scaled(row, given.prompts, given.workers, batch=stats.batch, records=records))
+    for name in given.stages:
+        describe, merge = JOBS[name]
+        job = describe(Bundle(given.bundle.resolve()), given.prompts)
+        row = {"stage": name, **measure(job.work, job.shards[: given.shards + 1], merge)}
+        rows.append(row | scaled(row, job, given.workers))
     publish("scale", rows, figures={row["stage"]: row for row in rows}, reached={})
 
 
-def measure(work: Work, texts: Sequence[str], batch: int, merge: Callable[[Iterable[Path]], Any]) -> dict[str, float]:
-    """Seconds of opening, of a shard (after a first one) and of merging one, and the MB of its file, on one core."""
+def capture_job(bundle: Bundle, prompts: int) -> Job:
+    """Capture; drawn x_t are fetched from shards that run a second time."""
+    work = Work(capture.OPEN, trajectories.Source(bundle, sampling(bundle)), KEY)
+    shards = split_prompts(texts(bundle), 0, CaptureSettings().batch)
+    count = math.ceil(prompts / CaptureSettings().batch)
+    return Job(work, shards, count, min(CaptureSettings().records, count))
+
+
+def stats_job(bundle: Bundle, prompts: int) -> Job:
+    """Error statistics."""
+    settings = StatsSettings()
+    pair = Pair(bundle, settings.target, settings.granularity, sampling(bundle))
+    work = Work(error_stats.OPEN, pair, KEY)
+    return Job(work, split_prompts(texts(bundle), 0, settings.batch), math.ceil(prompts / settings.batch))
+
+
+def ranges_job(bundle: Bundle, prompts: int) -> Job:
+    """Ranges, of the records that the bundle has: they do not grow with the prompts."""
+    settings, records = RangeSettings(), load_records(bundle.samples)
+    options = observer_options(settings)
+    source = activations.Source(bundle, settings.observer, options, settings.batch, settings.values)
+    shards = activations.plan_shards(source, records, read_graph(bundle.float_unet)[0], settings.memory)
+    largest = sorted(shards, key=lambda shard: -int((records.t == shard.t).sum()))
+    return Job(Work(ranges.OPEN, source, KEY), largest, len(shards))
+
+
+def sampling(bundle: Bundle) -> SamplingSettings:
+    """How the bundle is sampled."""
+    with open_bundle(bundle, engine_file=FLOAT) as session:
+        return sampling_of(session)
+
+
+def texts(bundle: Bundle) -> list[str]:
+    """The calibration prompts of the bundle."""
+    return [row["text"] for row in load_prompts(bundle, "calib")]
+
+
+def measure(work: Work, shards: Sequence[Shard], merge: Merge) -> dict[str, float]:
+    """Seconds that a first shard takes longer than others, of a shard, of merging one; MB of its file; on one core."""
     with tempfile.TemporaryDirectory() as folder:
-        started = time.monotonic()
+        started, seconds, files = time.monotonic(), [], []
         with open_work(work, 1) as compute:
-            opening, seconds, files = time.monotonic() - started, [], []
-            for i, shard in enumerate(split_prompts([*texts[:batch], *texts], 0, batch)):
-                task, started = plan(work, shard, Path(folder) / f"{i:06}.safetensors"), time.monotonic()
+            for i, shard in enumerate(shards):
+                task = plan(work, shard, Path(folder) / f"{i:06}.safetensors")
                 finish(task, compute)
                 seconds.append(time.monotonic() - started)
                 files.append(task.path)
-        started = time.monotonic()
-        merge(iter(files))
+                started = time.monotonic()
+        merge(files, shards)
         merging = (time.monotonic() - started) / len(files)
         size = float(np.mean([path.stat().st_size for path in files])) / 1e6
-    return {"open s": opening, "shard s": float(np.median(seconds[1:])), "merge s": merging, "shard MB": size}
+    one = float(np.median(seconds[1:]))
+    return {"open s": seconds[0] - one, "shard s": one, "merge s": merging, "shard MB": size}
 
 
-def scaled(row: dict[str, Any], prompts: int, workers: int, *, batch: int, records: int) -> dict[str, float]:
-    """Shards, rounds, minutes and GB for `prompts` on `workers`."""
-    shards = math.ceil(prompts / batch)
-    rounds = math.ceil(shards / workers) + math.ceil(min(records, shards) / workers)
-    total = row["open s"] + rounds * row["shard s"] + shards * row["merge s"]
-    return {"shards": shards, "rounds": rounds, "min": total / 60, "GB": shards * row["shard MB"] / 1e3}
+def scaled(row: Mapping[str, Any], job: Job, workers: int) -> dict[str, float]:
+    """Shards, rounds, minutes and GB of a job on `workers`."""
+    rounds = math.ceil(job.count / workers) + math.ceil(job.again / workers)
+    total = row["open s"] + rounds * row["shard s"] + job.count * row["merge s"]
+    return {"shards": job.count, "rounds": rounds, "min": total / 60, "GB": job.count * row["shard MB"] / 1e3}
+
+
+JOBS: dict[str, tuple[Callable[[Bundle, int], Job], Merge]] = {
+    "capture": (capture_job, lambda files, shards: capture.merge_shards(files)),
+    "ranges": (ranges_job, ranges.merge_shards),
+    "stats": (stats_job, lambda files, shards: error_stats.merge_shards(files)),
+}
 
 
 if __name__ == "__main__":
