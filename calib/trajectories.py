@@ -91,14 +91,18 @@ def read_layers(bundle: Bundle) -> list[Layer]:
 
 
 def first_readers(found: Sequence[Layer]) -> dict[str, str]:
-    """Every edge that a layer reads, with the name of the first one that does."""
-    return {layer.input: layer.name for layer in reversed(found)}
+    """Every edge that a layer reads, with the name of the first one that does, in the order of the graph."""
+    readers: dict[str, str] = {}
+    for layer in found:
+        readers.setdefault(layer.input, layer.name)
+    return readers
 
 
 def observe(paths: Trajectories, readers: Mapping[str, str], keep: Pairs = ()) -> tuple[Moments, np.ndarray]:
     """Moments [E, S] of the tapped edges over the trajectories, and x_t [K, C, T, F] at the (row, step) to keep.
 
-    `readers` says which layer reads each edge. Raises: EngineError naming it, for values that are not finite.
+    `readers` says which layer reads each edge. Raises: EngineError naming the first in the graph, and the timestep, for
+    values that are not finite.
     """
     names = [f"the input of {layer}" for layer in readers.values()]
     row, step = np.array(keep, int).reshape(-1, 2).T
@@ -109,6 +113,7 @@ def observe(paths: Trajectories, readers: Mapping[str, str], keep: Pairs = ()) -
     def see(t: int, outputs: Mapping[str, np.ndarray]) -> None:
         seen = read_summaries(outputs)
         require_finite(np.stack([seen.mean, seen.m2, seen.amin, seen.amax], axis=1), names, t)
+        require_finite(next(iter(outputs.values()))[None], ["the network's output"], t)
         columns[at[t]] = merge_moments(columns[at[t]], seen)
 
     def hold(now: Step) -> None:

@@ -124,13 +124,36 @@ def test_more_records_than_the_cap_allows_are_refused(bundle: Bundle) -> None:
         CaptureSettings(records=0)
 
 
-def test_a_broken_model_is_refused_with_layer_and_timestep(bundle: Bundle) -> None:
-    model = onnx.load(bundle.float_unet)
-    weight = next(t for t in model.graph.initializer if t.name == "w_in")
-    weight.CopyFrom(onnx.numpy_helper.from_array(np.full((8, 3, 3, 3), np.nan, np.float32), "w_in"))
+def two_convs(shape: tuple[int, ...]) -> onnx.ModelProto:
+    """conv_in, conv_mid and conv_out in a row: what is broken in one goes through those behind it."""
+    names, edges = ("conv_in", "conv_mid", "conv_out"), ("sample", "h", "g", "out")
+    ends = [("sample", 1, ["B", *shape]), ("timestep", 7, ["B"]), ("class_labels", 1, ["B", 6])]
+    weights = [onnx.numpy_helper.from_array(np.eye(shape[0], dtype=np.float32)[..., None, None], n) for n in names]
+    nodes = [onnx.helper.make_node("Conv", [edges[i], name], [edges[i + 1]], name) for i, name in enumerate(names)]
+    inputs = [onnx.helper.make_tensor_value_info(*end) for end in ends]
+    out = onnx.helper.make_tensor_value_info("out", 1, ["B", *shape])
+    graph = onnx.helper.make_graph(nodes, "deep", inputs, [out], weights)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        ("conv_in", r"the input of conv_mid is not finite at timestep 751 \(2 of 3 places"),
+        ("conv_mid", r"the input of conv_out is not finite at timestep 751 \(1 of 3 places"),
+        ("conv_out", "the network's output is not finite at timestep 751"),
+    ],
+)
+def test_a_broken_model_is_refused_with_its_first_layer_and_the_timestep(
+    bundle: Bundle, broken: str, named: str
+) -> None:
+    model = two_convs((3, 4, 5))
+    weight = next(t for t in model.graph.initializer if t.name == broken)
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full((3, 3, 1, 1), np.nan, np.float32), broken))
     onnx.save(model, bundle.float_unet)
-    with pytest.raises(EngineError, match=r"the input of conv_out is not finite at timestep 751"):
+    with pytest.raises(EngineError, match=named):
         run(bundle)
+    assert not bundle.moments.exists() and not bundle.samples.exists()
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
