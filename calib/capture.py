@@ -10,6 +10,8 @@ needed is known only after the last one. Until then all of them lie on disk besi
 take at most `hold` MiB there; else the shards of the drawn prompts run a second time: seeds make them the same. Memory
 holds one shard, the moments and the K records, however many prompts there are.
 
+A model may come with samples that hold x_t and t. These are records already: capture only draws from them (`given`).
+
 Seeds: capture uses `seed + i` for prompt i, from 1,000,000 on; error statistics start at 2,000,000, what is generated
 for validation and by hand at 0.
 """
@@ -89,6 +91,10 @@ def capture(
 
     Raises: RecipeError when the records asked for do not exist; EngineError for activations that are not finite.
     """
+    if read_card(bundle).get("given"):
+        from quaver.calib.given import draw_given  # it selects and saves as this does
+
+        return draw_given(bundle, settings, sampling, stamp=stamp, progress=progress, fanout=fanout)
     rows = load_prompts(bundle, "calib")
     if settings.prompts > len(rows):
         raise RecipeError(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import onnx
 
 MODULE_KEY = "quaver.module"
+MACS_KEY = "quaver.macs"  # of a layer whose graph leaves sizes open, at those of the model's card
 LAYER_OPS = ("Conv", "Gemm", "MatMul")
 # the operators whose operands a placement may want to quantize
 RANGED_OPS = (*LAYER_OPS, "Add", "Concat", "Resize")
@@ -117,7 +118,8 @@ def _layer(node: onnx.NodeProto, name: str, dims: tuple[int, ...], out: tuple[in
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
     axis = 0 if node.op_type == "Conv" or transposed else len(dims) - 1
     bias = node.input[2] if len(node.input) > 2 else ""
-    macs = None if out is None else _macs(node.op_type, dims, out, axis)
+    noted = next((int(p.value) for p in node.metadata_props if p.key == MACS_KEY), None)
+    macs = noted if noted is not None or out is None else _macs(node.op_type, dims, out, axis)
     return Layer(name, node.name, node.op_type, node.input[0], node.output[0], node.input[1], dims, macs, axis, bias)
 
 

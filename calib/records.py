@@ -77,7 +77,7 @@ def prefixed(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.nda
 def branches(records: Records, part: np.ndarray, feeds: Feeds) -> dict[str, np.ndarray]:
     """Inputs of the denoiser for records `part` [B]: the unconditional branch, if it was used, then the conditional."""
     x, t, rows = records.x_t[part], records.t[part], {name: value[part] for name, value in records.cond.items()}
-    if records.guidance == 1.0:
+    if records.guidance == 1.0 or not rows:
         return feeds(x, t, rows)
     both = {name: np.concatenate([np.broadcast_to(records.uncond[name], v.shape), v]) for name, v in rows.items()}
     return feeds(np.concatenate([x, x]), np.concatenate([t, t]), both)

@@ -127,7 +127,9 @@ def add_generate(verbs: argparse._SubParsersAction, shared: argparse.ArgumentPar
     """`quaver generate BUNDLE --prompt TEXT`."""
     verb = verbs.add_parser("generate", parents=[shared], help="turn a prompt into a WAV file; needs the base install")
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="a folder that 'quaver run' wrote")
-    verb.add_argument("--prompt", metavar="TEXT", required=True, help="what to hear, 1 to 2,000 characters")
+    given = verb.add_mutually_exclusive_group(required=True)
+    given.add_argument("--prompt", metavar="TEXT", help="what to hear, 1 to 2,000 characters")
+    given.add_argument("--row", metavar="N", type=int, help="row of the samples that condition a model without text")
     verb.add_argument("--seed", metavar="N", type=int, default=0, help="another one gives another sound (default 0)")
     verb.add_argument("--steps", metavar="N", type=int, help="steps of the sampler (default: the recipe's)")
     verb.add_argument("--guidance", metavar="W", type=float, help="how hard the prompt pulls (default: the recipe's)")
@@ -228,4 +230,7 @@ def slug(text: str) -> str:
 
 
 if __name__ == "__main__":
+    from quaver.runtime.rows import row_name
     sys.exit(main())
+    rows = arguments.row is not None
+    prompt = row_name(arguments.row) if rows else arguments.prompt

@@ -45,7 +45,7 @@ from quaver.exporter.targets import Target, find_target
 from quaver.runtime.artifact import Stamp, atomic, digest_json, load_json, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError, RecipeError
-from quaver.runtime.family import find_family, read_card
+from quaver.runtime.family import family_of
 from quaver.runtime.progress import Progress
 
 KIND = "sensitivity"
@@ -73,7 +73,7 @@ def propose(
     Raises: RecipeError for formats that cannot be measured; whatever placement raises.
     """
     coded = code(bundle, settings, exported)
-    feeds = find_family(read_card(bundle)["family"]).feeds
+    feeds = family_of(bundle).feeds
     asked = {name: value for name, value in asdict(settings).items() if name not in ("keep", "snr")}
     origin = digest_json({"settings": asked, "export": asdict(exported), "inputs": stamp.inputs})
     found = earlier(bundle, origin)

@@ -31,7 +31,7 @@ from quaver.exporter.weights import Coded, code_weight, pair_sums
 from quaver.runtime.artifact import Stamp, load_tensors, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
-from quaver.runtime.family import find_family, read_card
+from quaver.runtime.family import family_of
 from quaver.runtime.lazy import need
 from quaver.runtime.progress import Progress
 
@@ -161,7 +161,7 @@ def _grid(site: Site, ranges: Ranges) -> Grid:
 
 def feeds_of(bundle: Bundle, settings: ReconstructSettings) -> list[dict[str, np.ndarray]]:
     """Inputs of the network from the bundle's records, both guidance branches of each, in batches."""
-    records, family = load_records(bundle.samples), find_family(read_card(bundle)["family"])
+    records, family = load_records(bundle.samples), family_of(bundle)
     chosen = np.random.default_rng(settings.seed).permutation(len(records.t))[: settings.records or None]
     return [branches(records, rows, family.feeds) for rows in batches(np.sort(chosen), settings.batch)]
 

@@ -18,7 +18,7 @@ from quaver.runtime.lazy import need
 if TYPE_CHECKING:
     import torch
 
-UNET_CLASS = "UNet2DConditionModel"
+UNET_CLASSES = ("UNet2DConditionModel", "UNet2DModel")
 CONFIGS = ("*.json", "tokenizer/*")
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin")  # in order of preference
 
@@ -47,16 +47,19 @@ def model_folder(source: str) -> Path:
 
 
 def load_unet(folder: Path) -> torch.nn.Module:
-    """The UNet2DConditionModel of a diffusers folder in fp32, ready for inference.
+    """The U-Net of a diffusers folder in fp32, ready for inference.
 
     Raises: RecipeError when the folder has no such network or its weights do not fit it.
     """
     config = read_config(folder / "unet" / "config.json")
-    if (found := config.get("_class_name")) != UNET_CLASS:
-        raise RecipeError(f"{folder}/unet is a {found}, expected {UNET_CLASS}: this quaver traces no other network yet")
+    if (found := config.get("_class_name")) not in UNET_CLASSES:
+        raise RecipeError(
+            f"{folder}/unet is a {found}, expected {' or '.join(UNET_CLASSES)}: export another network to ONNX "
+            "and name the file as model.source (docs/onnx.md)"
+        )
     torch, diffusers = need("torch", extra="export"), need("diffusers", extra="export")
     try:
-        unet = diffusers.UNet2DConditionModel.from_pretrained(
+        unet = getattr(diffusers, found).from_pretrained(
             folder / "unet", local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -18,6 +18,7 @@ from quaver.calib.fanout import HERE, Fanout
 from quaver.exporter.chain import Run, Stage, open_run, run_all, run_one
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.progress import Progress
+from quaver.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     from quaver.exporter.recipe import Recipe
@@ -61,6 +62,8 @@ def run_verb(
     """
     with opened(path, overrides, out, progress, fanout) as run:
         return run_one(replace(run, chain=(*STAGES, *ANALYSES)), name)
+        if name == "prompts" and by_rows(run.recipe):
+            raise RecipeError(f"the rows of model.samples are the prompts of {path}: 'quaver trace {path}' writes them")
 
 
 @contextmanager
@@ -77,12 +80,26 @@ def opened(
 
 
 def model_files(bundle: Bundle, recipe: Recipe) -> list[Path]:
-    """The folder the model is read from; none for a hub id, whose name is in the settings."""
+    """What the model is read from: a folder, or an ONNX file and its weights; its samples, and a scheduler apart.
+
+    None for a hub id, whose name is in the settings.
+    """
+    from quaver.exporter.onnxfile import referenced_files
     from quaver.exporter.source import model_folder
 
-    source = recipe.model.source
-    local = source == "demo" or Path(source).expanduser().is_dir()
-    return [model_folder(source)] if local else []
+    source, scheduler = recipe.model.source, recipe.model.scheduler
+    named = [recipe.model.samples, scheduler if isinstance(scheduler, str) else ""]
+    beside = [path for path in (Path(name).expanduser() for name in named if name) if path.is_file()]
+    file = Path(source).expanduser()
+    if source.endswith(".onnx"):
+        return [file, *referenced_files(file), *beside] if file.is_file() else beside
+    local = source == "demo" or file.is_dir()
+    return [*([model_folder(source)] if local else []), *beside]
+
+
+def by_rows(recipe: Recipe) -> bool:
+    """Whether rows of samples stand in for prompts."""
+    return bool(recipe.model.samples) or recipe.model.family == "onnx"
 
 
 def prompt_files(bundle: Bundle, recipe: Recipe) -> list[Path]:
@@ -105,7 +122,8 @@ def traced(bundle: Bundle) -> list[Path]:
 
 def conditioning(bundle: Bundle) -> list[Path]:
     """What turns prompts into conditioning and timesteps into noise levels, where the model has it."""
-    files = [bundle.card, bundle.scheduler, bundle.tokenizer, bundle.component("text_encoder")]
+    parts = (bundle.tokenizer, bundle.component("text_encoder"), bundle.rows, bundle.given)
+    files = [bundle.card, bundle.scheduler, *parts]
     return [path for path in files if path.exists() or path == bundle.card]
 
 
@@ -126,8 +144,10 @@ STAGES = (
         "quaver.calib.prompts:make_prompts",
         settings=("prompts",),
         reads=prompt_files,
-        writes=lambda b, r: [b.prompts],
-        beside=lambda b, r: [b.prompts_picture, *([b.transcript] if r.prompts.generator == "llm" else [])],
+        writes=lambda b, r: [] if by_rows(r) else [b.prompts],
+        beside=lambda b, r: (
+            [] if by_rows(r) else [b.prompts_picture, *([b.transcript] if r.prompts.generator == "llm" else [])]
+        ),
     ),
     Stage(
         "trace",
@@ -135,7 +155,7 @@ STAGES = (
         "quaver.exporter.trace:trace",
         settings=("model",),
         reads=model_files,
-        writes=lambda b, r: [b.float_unet, b.card],
+        writes=lambda b, r: [b.float_unet, b.card, *([b.prompts] if by_rows(r) else [])],
         beside=lambda b, r: traced(b),
     ),
     Stage(

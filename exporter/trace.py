@@ -15,47 +15,71 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import re
 import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from quaver.exporter.importing import import_file, note_macs, row_card
 from quaver.exporter.modelfile import save_model
+from quaver.exporter.opset import OPSET
 from quaver.exporter.passes import clean
 from quaver.exporter.passes.provenance import WRAPPER
+from quaver.exporter.rowfiles import save_rows
+from quaver.exporter.samples import Samples, read_samples, sort_samples
 from quaver.exporter.source import load_parts, load_unet, model_folder, read_config
 from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.errors import EngineError, RecipeError
+from quaver.runtime.errors import EngineError, RecipeError, unknown
 from quaver.runtime.family import find_family
 from quaver.runtime.lazy import need
 from quaver.runtime.progress import Progress
+from quaver.runtime.rows import UNCOND
 from quaver.runtime.sample import SamplingSettings
+from quaver.runtime.schedule import load_schedule
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-OPSET = 21
 PARITY, SLACK, ROUNDING = 1e-3, 4.0, 1e-6
 SAMPLE_RATE = 16_000
+TORCH_INPUTS = {
+    "sample": "sample",
+    "time": "timestep",
+    "dtype": "int64",
+    "column": False,
+    "sigma": False,
+    "scaling": "vp",
+}
 OUTPUTS = {"text_encoder": ("text_embeds",), "vae_decoder": ("mel",), "vocoder": ("waveform",)}
 FREE = {"input_ids": ("batch", "length"), "attention_mask": ("batch", "length")}  # of all else, only the batch
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The table [model] of a recipe."""
+    """The table [model] of a recipe; what follows `samples` is for ONNX files (docs/onnx.md)."""
 
-    family: str = "audioldm"  # how the model's tensors are called and what they mean
-    source: str = "demo"  # "demo", a diffusers folder, or a hub id
+    family: str = "audioldm"  # how the model's tensors are called and what they mean; "onnx": as the samples say
+    source: str = "demo"  # "demo", a diffusers folder, a hub id, or an .onnx file
     frames: int = 0  # latent frames T; 0: the sample_size the model was trained with
     bins: int = 16  # latent frequency bins F
+    length: Literal["fixed", "free"] = "fixed"  # whether the graph also takes other latent sizes
+    samples: str = ""  # .npz or .safetensors with rows for the conditioning inputs, in the place of prompts
+    sample: str = ""  # the input that takes the noisy sample; "": the only one it can be
+    timestep: str = ""  # the input that takes t; "": likewise
+    sigma: str = ""  # or the one that takes the noise level sigma_t
+    output: str = ""  # "": likewise
+    latent: tuple[int, ...] = ()  # [C, H, W], where the graph leaves them open
+    scaling: Literal["", "vp", "ve"] = ""  # the sample is x_t, or x_t / sqrt(a_t); "": vp, of a sigma network ve
+    prediction: Literal["", "epsilon", "v_prediction", "sample"] = ""  # "": what the scheduler says
+    scheduler: Any = ""  # a scheduler_config.json, or a table of its keys
 
 
 @dataclass(frozen=True)
@@ -73,43 +97,61 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
 
     Raises: RecipeError for a source that is no such model, EngineError when ONNX and torch disagree.
     """
-    find_family(settings.family)
+    family = find_family(settings.family)
+    if settings.source.endswith(".onnx"):
+        return import_file(bundle, settings, stamp=stamp, progress=progress)
+    free = settings.length == "free"
+    if free and not family.free_length:
+        raise RecipeError(f"models of the family {family.name} take one length: set model.length = 'fixed'")
     folder = model_folder(settings.source)
-    unet, parts = load_unet(folder), load_parts(settings.source, folder)
-    shape = latent_shape(unet.config, settings)
+    unet, samples = load_unet(folder), samples_for_unet(settings)
+    parts = {} if samples else load_parts(settings.source, folder)
+    shape = latent_shape(unet.config, settings, samples)
     with progress.bar(1 + len(parts), "trace") as bar:
-        save_model(check(trace_unet(unet, shape), "unet").model, bundle.float_unet, stamp)
+        traced = check(trace_unet(unet, shape, samples, free=free), "unet")
+        if free:
+            note_macs(traced.model, {"sample": shape})
+        save_model(traced.model, bundle.float_unet, stamp)
         bar.step()
-        for name, traced in trace_parts(parts, shape):
-            save_model(check(traced, name).model, bundle.component(name), stamp)
+        for name, part in trace_parts(parts, shape):
+            save_model(check(part, name).model, bundle.component(name), stamp)
             bar.step()
-    files = [bundle.float_unet, *map(bundle.component, parts), *copy_configs(folder, bundle)]
-    save_json(
-        bundle.card, card(bundle, settings, unet, shape, list(parts)) | {"digests": _digests(bundle, files)}, stamp
-    )
-    if not parts:
-        progress.say(f"{settings.source} has no text encoder, decoder and vocoder that trace: the U-Net stands alone")
+    files = [bundle.float_unet, *map(bundle.component, parts), *copy_configs(folder, bundle, tokenizer=not samples)]
+    said = card(bundle, settings, unet, shape, list(parts))
+    if samples:
+        files += save_rows(bundle, samples, TORCH_INPUTS, load_schedule(bundle.scheduler), stamp)
+        said |= row_card(samples, TORCH_INPUTS)
+    save_json(bundle.card, said | {"digests": _digests(bundle, files)}, stamp)
+    if not parts and not samples:
+        progress.say(
+            f"{settings.source} has no text encoder, decoder and vocoder that trace: the U-Net stands alone, and "
+            "model.samples can feed it rows"
+        )
     return bundle.float_unet
 
 
-def trace_unet(unet: torch.nn.Module, shape: Sequence[int]) -> Traced:
-    """The graph of an AudioLDM-shaped U-Net: x_t [B, *shape], t [B] and one text vector [B, D] in, prediction out.
+def trace_unet(
+    unet: torch.nn.Module, shape: Sequence[int], samples: Samples | None = None, *, free: bool = False
+) -> Traced:
+    """The graph of a U-Net: x_t [B, *shape], t [B] and what conditions it in, prediction out; T stays open when `free`.
 
-    Raises: RecipeError for a U-Net that is conditioned otherwise.
+    Conditioned by `samples`, whose names are those of the network's own arguments, or else as AudioLDM is, by one text
+    vector [B, D]. Raises: RecipeError for a U-Net that is conditioned otherwise.
     """
     torch = need("torch", extra="export")
-    if unet.config.class_embed_type != "simple_projection":
-        raise RecipeError(
-            f"the U-Net's class_embed_type is {unet.config.class_embed_type!r}, the family audioldm needs "
-            "'simple_projection': name the family and source that belong together"
-        )
     draw = torch.Generator().manual_seed(0)
-    feeds = {
-        "sample": torch.randn(2, *shape, generator=draw),
-        "timestep": torch.tensor([901, 11]),
-        "class_labels": torch.randn(2, unet.config.projection_class_embeddings_input_dim, generator=draw),
-    }
-    return trace_module(_audioldm(unet), feeds, ("out",))
+    feeds = {"sample": torch.randn(2, *shape, generator=draw), "timestep": torch.tensor([901, 11])}
+    if samples:
+        rows = {name: np.resize(values, (2, *values.shape[1:])) for name, values in samples.cond.items()}
+        feeds |= {name: torch.from_numpy(values) for name, values in rows.items()}
+    elif getattr(unet.config, "class_embed_type", None) != "simple_projection":
+        raise RecipeError(
+            f"the U-Net's class_embed_type is {getattr(unet.config, 'class_embed_type', None)!r}, the family audioldm "
+            "needs 'simple_projection': feed another U-Net with model.samples, rows under the names of its arguments"
+        )
+    else:
+        feeds["class_labels"] = torch.randn(2, unet.config.projection_class_embeddings_input_dim, generator=draw)
+    return trace_module(_with_inputs(unet, list(feeds)), feeds, ("out",), free_length=free)
 
 
 def trace_parts(parts: Mapping[str, torch.nn.Module], shape: Sequence[int]) -> Iterator[tuple[str, Traced]]:
@@ -132,12 +174,21 @@ def trace_parts(parts: Mapping[str, torch.nn.Module], shape: Sequence[int]) -> I
         yield name, traced
 
 
-def trace_module(module: torch.nn.Module, feeds: Mapping[str, torch.Tensor], outputs: Sequence[str]) -> Traced:
-    """One module as an ONNX graph with named inputs and outputs; batch (dimension 0) and token lengths are free."""
+def trace_module(
+    module: torch.nn.Module, feeds: Mapping[str, torch.Tensor], outputs: Sequence[str], *, free_length: bool = False
+) -> Traced:
+    """One module as an ONNX graph with named inputs and outputs; batch (dimension 0) and token lengths are free.
+
+    With `free_length` the length T of `sample` [B, C, T, F] is too, and what was heard is of twice that length.
+    """
     torch = need("torch", extra="export")
     need("onnxscript", extra="export")
-    free = {name: FREE.get(name, ("batch",)) for name in feeds}
-    answers, moved = _hear(module, feeds.values()), _hear(module, map(_nudged, feeds.values()))
+    free = {name: dict(enumerate(FREE.get(name, ("batch",)))) for name in feeds}
+    heard = feeds
+    if free_length:
+        free["sample"] |= {2: "frames"}
+        heard = {**feeds, "sample": feeds["sample"].repeat(1, 1, 2, 1)}
+    answers, moved = _hear(module, heard.values()), _hear(module, map(_nudged, heard.values()))
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -146,14 +197,14 @@ def trace_module(module: torch.nn.Module, feeds: Mapping[str, torch.Tensor], out
             opset_version=OPSET,
             input_names=list(feeds),
             output_names=list(outputs),
-            dynamic_shapes=tuple(dict.fromkeys(range(len(f)), torch.export.Dim.DYNAMIC) for f in free.values()),
+            dynamic_shapes=tuple(dict.fromkeys(f, torch.export.Dim.DYNAMIC) for f in free.values()),
             verbose=False,
         )
     model = program.model_proto
     clean(model)
     _name_dimensions(model, free)
     unrest = max(map(_distance, moved, answers))
-    return Traced(model, {k: v.numpy() for k, v in feeds.items()}, answers, unrest)
+    return Traced(model, {k: v.numpy() for k, v in heard.items()}, answers, unrest)
 
 
 def check(traced: Traced, name: str) -> Traced:
@@ -176,8 +227,15 @@ def check(traced: Traced, name: str) -> Traced:
     return traced
 
 
-def latent_shape(config: Mapping[str, Any], settings: ModelSettings) -> tuple[int, int, int]:
+def latent_shape(config: Mapping[str, Any], settings: ModelSettings, samples: Samples | None = None) -> tuple[int, ...]:
     """[C, T, F] of the latents a U-Net works on. Raises: RecipeError when the length is said nowhere."""
+    if settings.latent or (samples and samples.x is not None):
+        shape = settings.latent or samples.x.shape[1:]  # type: ignore[union-attr]
+        if len(shape) != 3 or shape[0] != config["in_channels"]:
+            raise RecipeError(
+                f"the latents are {list(shape)}, expected [{config['in_channels']}, H, W]: see model.latent"
+            )
+        return tuple(shape)
     size = config["sample_size"]
     frames = settings.frames or (size[0] if isinstance(size, (list, tuple)) else size)
     if not frames:
@@ -185,11 +243,26 @@ def latent_shape(config: Mapping[str, Any], settings: ModelSettings) -> tuple[in
     return int(config["in_channels"]), int(frames), settings.bins
 
 
-def copy_configs(folder: Path, bundle: Bundle) -> list[Path]:
+def samples_for_unet(settings: ModelSettings) -> Samples | None:
+    """The samples of a recipe for a torch U-Net, whose conditioning arguments they name; None when it has none.
+
+    Raises: RecipeError for samples that do not fit together.
+    """
+    if not settings.samples:
+        if settings.family == "onnx":
+            raise RecipeError("the family onnx is fed from samples: set model.samples, or name an .onnx file")
+        return None
+    arrays = read_samples(Path(settings.samples).expanduser())
+    names = [n for n in arrays if n not in ("sample", "timestep", "x_t", "t") and not n.startswith(UNCOND)]
+    kinds = {name: "int64" if arrays[name].dtype.kind in "iu" else "float32" for name in names}
+    return sort_samples(arrays, kinds, sample="sample", time="timestep")
+
+
+def copy_configs(folder: Path, bundle: Bundle, *, tokenizer: bool = True) -> list[Path]:
     """Copy scheduler and, if there is one, tokenizer into the bundle. Raises: RecipeError without a scheduler."""
-    scheduler, tokenizer = folder / "scheduler" / "scheduler_config.json", folder / "tokenizer" / "tokenizer.json"
+    scheduler, words = folder / "scheduler" / "scheduler_config.json", folder / "tokenizer" / "tokenizer.json"
     read_config(scheduler)
-    pairs = [(s, t) for s, t in ((scheduler, bundle.scheduler), (tokenizer, bundle.tokenizer)) if s.exists()]
+    pairs = [(scheduler, bundle.scheduler), *([(words, bundle.tokenizer)] if tokenizer and words.exists() else [])]
     for source, target in pairs:
         with atomic(target) as temporary:
             shutil.copyfile(source, temporary)
@@ -206,7 +279,7 @@ def card(
         "family": settings.family,
         "source": Path(settings.source).resolve().name if local else settings.source,
         "latent_shape": list(shape),
-        "embedding": int(unet.config.projection_class_embeddings_input_dim),
+        "embedding": int(getattr(unet.config, "projection_class_embeddings_input_dim", None) or 0),
         "sample_rate": int(read_config(vocoder).get("sampling_rate", SAMPLE_RATE)) if vocoder.exists() else SAMPLE_RATE,
         "prediction": read_config(bundle.scheduler).get("prediction_type", "epsilon"),
         "sampler": vars(SamplingSettings()),
@@ -215,17 +288,31 @@ def card(
     }
 
 
-def _audioldm(unet: torch.nn.Module) -> torch.nn.Module:
-    """The U-Net with the inputs of its family and nothing else."""
+def _with_inputs(unet: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
+    """The U-Net with the inputs `names`, the first two its sample and timestep, and nothing else.
+
+    Raises: RecipeError for one that it does not take.
+    """
     torch = need("torch", extra="export")
+    taken = inspect.signature(unet.forward).parameters
+    if len(names) > 5:
+        raise RecipeError(
+            f"model.samples feeds {len(names) - 2} arguments ({', '.join(names[2:])}), expected 3 at most"
+        )
+    for name in names:
+        if name not in taken:
+            raise RecipeError(f"model.samples: {unknown('argument of the U-Net', name, [*taken][2:])}")
+    absent = [n for n, p in taken.items() if p.default is inspect.Parameter.empty and n not in names]
 
     class Denoiser(torch.nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.add_module(WRAPPER, unet)
 
-        def forward(self, sample: Any, timestep: Any, class_labels: Any) -> Any:
-            return getattr(self, WRAPPER)(sample, timestep, None, class_labels=class_labels, return_dict=False)[0]
+        # by name and not *values: torch's exporter must know how many there are
+        def forward(self, sample: Any, timestep: Any, c1: Any = None, c2: Any = None, c3: Any = None) -> Any:
+            fed = dict(zip(names, (sample, timestep, c1, c2, c3), strict=False)) | dict.fromkeys(absent)
+            return getattr(self, WRAPPER)(**fed, return_dict=False)[0]
 
     return Denoiser().eval()
 
@@ -239,16 +326,17 @@ def _digests(bundle: Bundle, files: Sequence[Path]) -> dict[str, str]:
     return {path.relative_to(bundle.root).as_posix(): digest_file(path) for path in files}
 
 
-def _name_dimensions(model: onnx.ModelProto, free: Mapping[str, Sequence[str]]) -> None:
-    """Give the free dimensions of the inputs their names, everywhere they occur."""
+def _name_dimensions(model: onnx.ModelProto, free: Mapping[str, Mapping[int, str]]) -> None:
+    """Give the free dimensions of the inputs their names, everywhere they occur, in formulas too."""
     new = {}
     for value in model.graph.input:
-        for dim, name in zip(value.type.tensor_type.shape.dim, free[value.name], strict=False):
-            new[dim.dim_param] = name
+        for axis, name in free[value.name].items():
+            new[value.type.tensor_type.shape.dim[axis].dim_param] = name
+    symbols = re.compile(r"\b(" + "|".join(map(re.escape, new)) + r")\b")
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in new:
-                dim.dim_param = new[dim.dim_param]
+            if dim.dim_param:
+                dim.dim_param = symbols.sub(lambda found: new[found[0]], dim.dim_param)
 
 
 def _hear(module: torch.nn.Module, inputs: Iterable[torch.Tensor]) -> tuple[np.ndarray, ...]:

@@ -57,6 +57,16 @@ class Bundle:
         return self.root / "samples" / "records.safetensors"
 
     @property
+    def rows(self) -> Path:
+        """Conditioning rows of the model's samples, where they stand in for prompts."""
+        return self.root / "samples" / "rows.safetensors"
+
+    @property
+    def given(self) -> Path:
+        """Records that came with the model's samples; capture draws from them."""
+        return self.root / "samples" / "given.safetensors"
+
+    @property
     def ranges(self) -> Path:
         """amin and amax per activation edge."""
         return self.root / "ranges.safetensors"

@@ -4,7 +4,10 @@ A family is one record of plain functions in one file of `families/`; nothing el
 tensors. The functions read a bundle through `Parts`. A bundle says what it is in its card, `bundle.json`:
 
     family         a name of `FAMILIES`
-    latent_shape   [C, T, F]: channels, time, frequency
+    latent_shape   [C, T, F]: channels, time, frequency (or height, width)
+    rows           how many rows of samples stand in for prompts (`rows`); absent where prompts are text
+    given          whether the samples hold x_t and t as well, records already
+    inputs         what a network calls its inputs, where its family does not say (`families/onnx`)
     sample_rate    Hz of the waveform
     embedding      size of a conditioning row
     sampler        defaults: sampler, steps, eta, guidance
@@ -14,7 +17,7 @@ tensors. The functions read a bundle through `Parts`. A bundle says what it is i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from quaver.runtime.artifact import load_json
@@ -23,20 +26,26 @@ from quaver.runtime.engine import Engine
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.guide import Rows
 from quaver.runtime.plug import plug
+from quaver.runtime.schedule import Schedule, load_schedule
 
 Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
 Card = Mapping[str, Any]
 
-FAMILIES = {"audioldm": "quaver.runtime.families.audioldm:FAMILY"}
+FAMILIES = {
+    "audioldm": "quaver.runtime.families.audioldm:FAMILY",
+    "onnx": "quaver.runtime.families.onnx:FAMILY",
+}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a family's functions read: the card, the graphs beside the U-Net by name, and the tokenizer (if any)."""
+    """What a family's functions read: the card, the graphs beside the U-Net by name, the tokenizer or the rows."""
 
     card: Card
     engines: Mapping[str, Engine]
     tokenizer: Any = None
+    rows: Rows = field(default_factory=dict)  # conditioning [N, ...] by name, of samples
+    uncond: Rows = field(default_factory=dict)  # and its unconditional row [1, ...]
 
 
 @dataclass(frozen=True)
@@ -46,15 +55,20 @@ class Family:
     components   graphs beside the U-Net that a bundle must have, by name
     embed        parts, prompts [B] -> conditioning rows, each [B, ...]; "" is the unconditional prompt
     feeds        x_t [N, C, T, F], t [N] int64, rows [N, ...] -> inputs of the U-Net by name
-    decode       parts, latents [B, C, T, F] -> what they are of by name, among them "waveform" [B, N]
+    decode       parts, latents [B, C, T, F] -> what they are of by name, among them "waveform" [B, N]; {} when the
+                 bundle ends at latents
+    fit          the family as one model has it, where its card and schedule say what `feeds` must know
+    free_length  whether its U-Net takes latents of any length T
     """
 
     name: str
-    media: str  # "sound" or "pictures"
+    media: str  # "sound", "pictures" or "latents"
     components: tuple[str, ...]
     embed: Callable[[Parts, Sequence[str]], Rows]
     feeds: Callable[[Array, Array, Rows], dict[str, Array]]
     decode: Callable[[Parts, Array], dict[str, Array]]
+    fit: Callable[[Card, Schedule], Family] | None = None
+    free_length: bool = False
 
 
 def find_family(name: str) -> Family:
@@ -63,6 +77,19 @@ def find_family(name: str) -> Family:
     Raises: RecipeError naming the nearest one.
     """
     return plug(name, FAMILIES, what="model family")
+
+
+def family_of(bundle: Bundle) -> Family:
+    """The family of a bundle, fitted to its model.
+
+    Raises: ArtifactError when its card or schedule is missing or damaged.
+    """
+    from quaver.runtime.rows import fed_by_rows  # it is written in terms of this module
+
+    card = read_card(bundle)
+    family = find_family(card["family"])
+    family = family.fit(card, load_schedule(bundle.scheduler)) if family.fit else family
+    return fed_by_rows(family) if "rows" in card else family
 
 
 def read_card(bundle: Bundle) -> Card:

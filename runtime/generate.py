@@ -20,12 +20,14 @@ from quaver.runtime.bundle import Bundle
 from quaver.runtime.correct import Binding, ErrorStats, check_binding, load_stats, make_correct
 from quaver.runtime.denoise import CORRECTION, denoiser, initial_noise, step_noise
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
+from quaver.runtime.latents import write_latents
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import SAMPLERS, SamplingSettings, Step
 from quaver.runtime.session import Session, open_bundle, sampling_of
 from quaver.runtime.text import check_prompts, shown
 
 OnStep = Callable[[Step], None]
+SUFFIXES = {"latents": (".npy", ".safetensors")}  # of the files of a family's media, the usual one first; else .wav
 
 __all__ = [
     "Batch",
@@ -220,14 +222,14 @@ def generate_to_files(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Generate one WAV file per pair of `prompts` [N] and `seeds` [N], and return their paths.
+    """Generate one file per pair of `prompts` [N] and `seeds` [N], WAV or latents, and return their paths.
 
     `out` is the file for one pair; for several, or when it is a folder, they are named `<number>-seed<seed>.wav` in it.
     Raises: as `generate`; ArtifactError when the place cannot be written, before anything is computed.
     """
     check_pairs(prompts, seeds, batch)
-    paths = plan_files(Path(out), seeds)
     with open_bundle(bundle, engine_file=engine_file, threads=threads) as session:
+        paths = plan_files(Path(out), seeds, SUFFIXES.get(session.family.media, (".wav",)))
         settings = sampling_of(session, steps=steps, guidance=guidance, eta=eta)
         calls = settings.steps * -(-len(seeds) // batch)
         with (progress or Progress()).bar(calls, f"{len(seeds)} clip{'s' * (len(seeds) > 1)}") as bar:
@@ -237,14 +239,15 @@ def generate_to_files(
             return [path for drawn in batches for path in _write(drawn, paths, session.sample_rate)]
 
 
-def plan_files(out: Path, seeds: Sequence[int]) -> list[Path]:
-    """Where the clips of `seeds` [N] go; makes the folder.
+def plan_files(out: Path, seeds: Sequence[int], suffixes: Sequence[str] = (".wav",)) -> list[Path]:
+    """Where the clips of `seeds` [N] go, as files of one of `suffixes`; makes the folder.
 
     Raises: ArtifactError when it cannot be made or written; QuaverError for several clips in one file.
     """
     file = out.suffix != "" and not out.is_dir()
-    if file and out.suffix.lower() != ".wav":
-        raise QuaverError(f"cannot write {out}: only WAV is written, name it {out.with_suffix('.wav').name}")
+    if file and out.suffix.lower() not in suffixes:
+        written = " and ".join(suffix[1:].upper() for suffix in suffixes)
+        raise QuaverError(f"cannot write {out}: only {written} is written, name it {out.with_suffix(suffixes[0]).name}")
     if file and len(seeds) > 1:
         raise QuaverError(f"{len(seeds)} clips do not fit into {out}: name a folder")
     folder = out.parent if file else out
@@ -254,7 +257,7 @@ def plan_files(out: Path, seeds: Sequence[int]) -> list[Path]:
         raise write_error(folder, error) from error
     if not os.access(folder, os.W_OK):
         raise ArtifactError(f"cannot write into {folder}: choose another folder or change its permissions")
-    return [out] if file else [folder / f"{i:03d}-seed{seed}.wav" for i, seed in enumerate(seeds, start=1)]
+    return [out] if file else [folder / f"{i:03d}-seed{seed}{suffixes[0]}" for i, seed in enumerate(seeds, start=1)]
 
 
 def check_pairs(prompts: Sequence[str], seeds: Sequence[int], batch: int) -> None:
@@ -274,7 +277,9 @@ def check_pairs(prompts: Sequence[str], seeds: Sequence[int], batch: int) -> Non
 def _write(drawn: Batch, paths: list[Path], sample_rate: int) -> list[Path]:
     """Write a batch to the first of `paths`, and take those off."""
     written = []
-    for waveform in drawn.waveforms:
+    if not drawn.decoded:
+        written = [write_latents(paths.pop(0), latents) for latents in drawn.latents]
+    for waveform in drawn.decoded.get("waveform", ()):
         path = paths.pop(0)
         if clipped := write_wav(path, waveform, sample_rate):
             log.warning("%s: %d of %d samples were louder than full scale and clipped", path, clipped, len(waveform))

@@ -11,6 +11,7 @@ from typing import Any
 
 import array_api_compat
 
+from quaver.runtime.errors import RecipeError
 from quaver.runtime.sample import Denoise
 
 Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
@@ -19,9 +20,17 @@ Predict = Callable[[Array, int, Rows], Array]  # x_t [N, C, H, W], t, rows [N, .
 
 
 def guide(predict: Predict, cond: Rows, uncond: Rows, scale: float) -> Denoise:
-    """A denoiser of x_t [B, C, H, W] guided with `scale`; `cond` has a row per sample, `uncond` too or one for all."""
-    if scale == 1.0:
+    """A denoiser of x_t [B, C, H, W] guided with `scale`; `cond` has a row per sample, `uncond` too or one for all.
+
+    Raises: RecipeError when there is something to guide and no unconditional row of it.
+    """
+    if scale == 1.0 or not cond:
         return lambda x, t: predict(x, t, cond)
+    if missing := [name for name in cond if name not in uncond]:
+        raise RecipeError(
+            f"guidance {scale:g} needs an unconditional row of {missing[0]!r}: add uncond_{missing[0]} to model.samples"
+            ", or set sampling.guidance = 1"
+        )
     both = {name: _stack(_rows_like(uncond[name], rows), rows) for name, rows in cond.items()}
 
     def denoise(x: Array, t: int) -> Array:

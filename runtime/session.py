@@ -16,8 +16,9 @@ from quaver.runtime.bundle import Bundle
 from quaver.runtime.config import read_toml, to_config
 from quaver.runtime.engine import Engine
 from quaver.runtime.errors import ArtifactError
-from quaver.runtime.family import Card, Family, Parts, find_family, read_card
+from quaver.runtime.family import Card, Family, Parts, family_of, read_card
 from quaver.runtime.guide import Rows
+from quaver.runtime.rows import load_rows
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.schedule import Schedule, load_schedule
 from quaver.runtime.text import load_tokenizer
@@ -37,7 +38,7 @@ class Session:
     parts: Parts
     engine: Engine
     target: str | None
-    uncond: Rows  # one row: the embedding of ""
+    uncond: Rows  # one row: the embedding of ""; {} when the samples have none
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -65,15 +66,20 @@ def open_bundle(
     if not bundle.card.exists():
         raise ArtifactError(f"{bundle.root} has no {bundle.card.name}, so it is no bundle yet: {rerun(bundle)}")
     card = read_card(bundle)
-    family = find_family(card["family"])
+    family = family_of(bundle)
     path, target = find_engine(bundle, engine_file)
     check_complete(bundle, card, family)
     with ExitStack() as stack:
         once = {n: open_engine(bundle.component(n), threads=threads, spin=False) for n in family.components}
-        parts = Parts(card, {n: stack.enter_context(e) for n, e in once.items()}, load_tokenizer(bundle.tokenizer))
+        engines = {n: stack.enter_context(e) for n, e in once.items()}
+        if "rows" in card:
+            rows, uncond = load_rows(bundle)
+            parts = Parts(card, engines, rows=rows, uncond=uncond)
+        else:
+            parts = Parts(card, engines, load_tokenizer(bundle.tokenizer))
         engine = stack.enter_context(open_engine(path, threads=threads))
-        uncond = family.embed(parts, [""])
-        yield Session(bundle, card, family, load_schedule(bundle.scheduler), parts, engine, target, uncond)
+        nothing = family.embed(parts, [""])
+        yield Session(bundle, card, family, load_schedule(bundle.scheduler), parts, engine, target, nothing)
 
 
 def sampling_of(
@@ -121,10 +127,10 @@ def check_complete(bundle: Bundle, card: Card, family: Family) -> None:
     if alone := [name for name in family.components if name not in written]:
         raise ArtifactError(
             f"{bundle.root} was traced without {', '.join(alone)}, so it cannot go from prompt to {family.media}: "
-            "trace a model.source that has them"
+            "trace a model.source that has them, or feed it rows with model.samples"
         )
     graphs = {name: bundle.component(name) for name in family.components}
-    needed = [*graphs.values(), bundle.tokenizer, bundle.scheduler]
+    needed = [*graphs.values(), bundle.rows if "rows" in card else bundle.tokenizer, bundle.scheduler]
     if missing := [path.relative_to(bundle.root).as_posix() for path in needed if not path.exists()]:
         raise ArtifactError(
             f"{bundle.root} is not complete, it lacks {', '.join(missing)}: {rerun(bundle)} writes them"

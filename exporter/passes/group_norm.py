@@ -25,7 +25,7 @@ Dims = tuple[int | None, ...]
 
 
 def run(model: onnx.ModelProto) -> bool:
-    """Replace every GroupNormalization of a tensor [B, C, ...] with recorded C, ... and a constant affine part."""
+    """Replace every GroupNormalization of a tensor [B, C, ...] with a constant affine part, all sizes but one known."""
     shapes = edge_shapes(model)
     constants: Constants = {t.name: t for t in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
@@ -41,7 +41,7 @@ def run(model: onnx.ModelProto) -> bool:
 
 def _fits(node: onnx.NodeProto, shapes: Mapping[str, Dims], constants: Constants) -> bool:
     dims = shapes.get(node.input[0], ())
-    return len(dims) > 2 and None not in dims[1:] and all(name in constants for name in node.input[1:3])
+    return len(dims) > 2 and dims[1:].count(None) < 2 and all(name in constants for name in node.input[1:3])
 
 
 def _lowered(node: onnx.NodeProto, dims: Dims, constants: Constants) -> list[onnx.NodeProto]:
@@ -60,7 +60,7 @@ def _lowered(node: onnx.NodeProto, dims: Dims, constants: Constants) -> list[onn
 
     dtype = onnx.numpy_helper.to_array(constants[node.input[1]]).dtype
     grouped = constant(f"group_norm.shape.{groups}", np.array([0, groups, -1], np.int64))
-    full = constant(f"{out}.shape", np.array([0, *dims[1:]], np.int64))
+    full = constant(f"{out}.shape", np.array([0, *(-1 if d is None else d for d in dims[1:])], np.int64))
     one, zero = (constant(f"group_norm.{w}.{groups}.{dtype}", np.full(groups, w, dtype)) for w in (1, 0))
     steps: tuple[tuple[str, list[str], str, dict[str, float]], ...] = (
         ("Reshape", [node.input[0], grouped], f"{out}.grouped", {}),

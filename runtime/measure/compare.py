@@ -68,7 +68,7 @@ def load_seconds(path: Path) -> float:
 
 
 def correction_rows(reference: Take, takes: Mapping[str, Take]) -> list[Rows]:
-    """For every correction: latent error, SNR, drift per step, log-spectral distance, ratio to no correction."""
+    """For every correction: latent error, SNR, drift per step, log-spectral distance (of sound), ratio to none."""
     errors = {name: quality.relative_error(take.latents, reference.latents) for name, take in takes.items()}
     comparable = "none" in errors and bool(np.all(errors["none"] > 0))
     rng = np.random.default_rng(0)
@@ -76,13 +76,13 @@ def correction_rows(reference: Take, takes: Mapping[str, Take]) -> list[Rows]:
     for name, take in takes.items():
         against = quality.ratio_interval(errors[name], errors["none"], rng=rng) if comparable else None
         snr = quality.snr_db(take.latents, reference.latents)
-        sound = quality.log_spectral_distance(take.waveforms, reference.waveforms)
+        sound = quality.log_spectral_distance(take.waveforms, reference.waveforms) if take.waveforms.size else None
         rows.append(
             {
                 "name": name,
                 "latent_error": quality.mean_interval(errors[name], rng=rng).as_json(),
                 "snr_db": quality.mean_interval(np.minimum(snr, SNR_LIMIT), rng=rng).as_json(),
-                "log_spectral_db": quality.mean_interval(sound, rng=rng).as_json(),
+                "log_spectral_db": None if sound is None else quality.mean_interval(sound, rng=rng).as_json(),
                 "against_none": None if against is None or name == "none" else against.as_json(),
                 "drift": quality.drift(take.states, reference.states).mean(axis=1).tolist(),
                 "errors": errors[name].tolist(),

@@ -115,6 +115,8 @@ def listen(report: Report, media: Media) -> Markup:
         "The same prompt, seed and noise through each engine. Level in dB under the clip's own peak, 80 dB from black"
         " to cream; frequency on a mel scale. Click a picture to play it."
     )
+    if not report["clips"]:
+        lede = "This report has no sounds: its recipe asks for none, or its model ends at latents."
     return h(
         "section",
         h("h2", "Listen"),

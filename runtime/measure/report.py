@@ -163,12 +163,15 @@ def verdict(rows: Sequence[Mapping[str, Any]], call: Mapping[str, Any], settings
 def write_clips(
     bundle: Bundle, takes: Mapping[str, Take], pairs: Pairs, rows: Sequence[Mapping[str, Any]], *, rate: int, count: int
 ) -> list[dict[str, Any]]:
-    """WAV file and spectrogram of the first `count` samples of every take, and what the page says of them."""
+    """WAV file and spectrogram of the first `count` samples of every take, and what the page says of them.
+
+    None of takes that end at latents.
+    """
     errors = {row["name"]: row["errors"] for row in rows}
     for old in bundle.media("clip").parent.glob("clip-*"):
         old.unlink()
     clips = []
-    for i in range(count):
+    for i in range(count if takes[FLOAT].waveforms.size else 0):
         found = []
         for name, made in takes.items():
             stem = f"clip-{i:02d}.{name}"

@@ -38,7 +38,7 @@ def status(capsys, *argv):
         (["exprot", "x.toml"], r"unknown verb 'exprot'; did you mean 'export'?"),
         ([], "required: VERB"),
         (["run"], "required: RECIPE"),
-        (["generate", "b"], "required: --prompt"),
+        (["generate", "b"], "--prompt --row is required"),
         (["generate", "b", "--prompt", "x", "--seed", "one"], "invalid int value: 'one'"),
     ],
 )

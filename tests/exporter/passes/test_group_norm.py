@@ -36,6 +36,15 @@ def test_the_lowered_form_equals_the_definition_for_any_batch(norm, run, space):
         assert np.allclose(run(model, x=x)[0], group_norm_of(x, scale, bias, 3, 1e-2), atol=1e-5)
 
 
-def test_unknown_spatial_size_is_left_alone(norm):
+def test_one_open_size_stays_open(norm, run):
     build, scale, bias = norm
-    assert not group_norm.run(build(["batch", 6, "time"], w=scale, b=bias))
+    model = build(["batch", 6, "time", 3], w=scale, b=bias)
+    assert group_norm.run(model)
+    for time in (2, 7):
+        x = np.random.default_rng(time).standard_normal((2, 6, time, 3), np.float32)
+        assert np.allclose(run(model, x=x)[0], group_norm_of(x, scale, bias, 3, 1e-2), atol=1e-5)
+
+
+def test_two_open_sizes_are_left_alone(norm):
+    build, scale, bias = norm
+    assert not group_norm.run(build(["batch", 6, "height", "width"], w=scale, b=bias))

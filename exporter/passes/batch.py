@@ -1,0 +1,70 @@
+"""Make the batch free where a graph was exported for batches of one size.
+
+    Reshape to a constant shape that begins with the batch, or a multiple of it      the first dimension is left to the
+                                                                                     runtime: 0 (as it was) or -1
+    Expand to a constant shape that begins with it                                   1: as the operand has it
+    t [] -> Unsqueeze or Reshape to [1] -> ...                                       t [B] as it is
+
+Whether rows are then independent is no question of form: the importer runs the result and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quaver.runtime.lazy import need
+
+if TYPE_CHECKING:
+    import onnx
+
+BATCH = "batch"
+Dims = tuple[int | None, ...]
+
+
+def free_batch(model: onnx.ModelProto, batch: int, shapes: Mapping[str, Dims]) -> None:
+    """Rewrite the constant shapes that hold a batch of the given size; `shapes` are those of all edges as exported."""
+    onnx = need("onnx", extra="export")
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in ("Reshape", "Expand") or node.input[1] not in constants:
+            continue
+        shape = onnx.numpy_helper.to_array(constants[node.input[1]])
+        old = shapes.get(node.input[0], ())
+        new = _freed(shape, old, batch) if node.op_type == "Reshape" else np.where(_leads(shape, batch), 1, shape)
+        if not np.array_equal(new, shape):
+            node.input[1] = f"{node.output[0]}.shape"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(new.astype(np.int64), node.input[1]))
+
+
+def free_time(model: onnx.ModelProto, time: str) -> None:
+    """Let the time [] be a vector [B]: what makes a vector of it, behind casts or not, is passed by."""
+    scalar, passed = {time}, {}
+    kept = []
+    for node in model.graph.node:
+        for index, edge in enumerate(node.input):
+            node.input[index] = passed.get(edge, edge)
+        if node.input and node.input[0] in scalar and node.op_type in ("Unsqueeze", "Reshape"):
+            passed[node.output[0]] = node.input[0]
+            continue
+        if node.input and node.input[0] in scalar and node.op_type == "Cast":
+            scalar.add(node.output[0])
+        kept.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _freed(shape: np.ndarray, old: Dims, batch: int) -> np.ndarray:
+    """A constant shape with its first dimension free, when it begins with a multiple of the batch."""
+    if not len(shape) or not old or old[0] is None or old[0] % batch or shape[0] <= 0 or shape[0] % batch:
+        return shape
+    if shape[0] == old[0]:
+        return np.array([0, *shape[1:]])
+    return shape if -1 in shape else np.array([-1, *shape[1:]])
+
+
+def _leads(shape: np.ndarray, batch: int) -> np.ndarray:
+    """Where a shape has the batch: in its first dimension, if there."""
+    return (np.arange(len(shape)) == 0) & (shape == batch)
