@@ -8,8 +8,8 @@ the parent takes to read and merge one are measured; the rest is arithmetic:
     rounds  = ceil(shards / workers),     shards = ceil(prompts / batch); of ranges timesteps * passes over the edges
     time    = opening + rounds * seconds of a shard + shards * seconds of a merge
 
-A shard of ranges has as many records as were drawn at its timestep: those with the most are measured, for a round lasts
-as long as they do.
+A shard of ranges has as many records as were drawn at its timesteps: those with the most are measured, for they make a
+round as long as it is.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def ranges_job(bundle: Bundle, prompts: int) -> Job:
     options = observer_options(settings)
     source = activations.Source(bundle, settings.observer, options, settings.batch, settings.values)
     shards = activations.plan_shards(source, records, read_graph(bundle.float_unet)[0], settings.memory)
-    largest = sorted(shards, key=lambda shard: -int((records.t == shard.t).sum()))
+    largest = sorted(shards, key=lambda shard: -int(np.isin(records.t, shard.timesteps).sum()))
     return Job(Work(ranges.OPEN, source, KEY), largest, len(shards))
 
 

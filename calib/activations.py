@@ -1,4 +1,4 @@
-"""What the records show of every activation edge: a shard of ranges is one timestep, and edges looked at together.
+"""What the records show of every activation edge: a shard of ranges is some timesteps, and edges looked at together.
 
     state[e] = merge over batches of what the values of edge e in a call show,    both guidance branches in each call
 
@@ -6,7 +6,8 @@ Min-max needs the extremes alone, which are computed in the graph, for all edges
 edges leave the graph in as many passes as it takes to keep at most `memory` MiB of them at once, and of each edge at
 most `values` evenly spaced ones are counted per call (extremes stay exact).
 
-A shard gives the states [E] of its edges, which merge exactly over timesteps, and the ranges [2, E] at its own.
+A shard gives the states [E] of its edges over all its timesteps, which merge exactly with those of others, and the
+ranges [2, E, S] at each of its own.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ import numpy as np
 
 from quaver.calib.fanout import Compute
 from quaver.calib.moments import Moments, require_finite
-from quaver.calib.observers import OBSERVERS, Observed, ObserverOptions, extremes, merge, pack, update
+from quaver.calib.observers import OBSERVERS, Observed, ObserverOptions, extremes, init, merge_all, pack, update
 from quaver.calib.records import Feeds, Records, batches, branches, load_records
 from quaver.calib.taps import COUNT, SUMMARY, open_tapped, read_summaries, tap_counts, tap_summaries, tap_tensors
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.family import family_of
+from quaver.runtime.family import find_family, read_card
 
+FEW = 32  # records that timesteps of one shard have together at most; one that has more stands alone
 Look = Callable[[Mapping[str, np.ndarray], int], list[Observed]]  # feeds, t -> what the call showed of each edge
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The records at a timestep, and the edges [E] that are looked at."""
+    """Timesteps [S] whose records run, and the edges [E] that are looked at."""
 
-    t: int
+    timesteps: tuple[int, ...]
     edges: tuple[str, ...]
 
 
@@ -50,13 +52,15 @@ class Source:
     @property
     def feeds(self) -> Feeds:
         """The inputs of the bundle's denoiser."""
-        return family_of(self.bundle).feeds
+        return find_family(read_card(self.bundle)["family"]).feeds
 
 
 def plan_shards(source: Source, records: Records, edges: Sequence[str], memory: float) -> list[Shard]:
-    """Pass by pass over the edges, one shard a timestep; `memory` [MiB] of activations are held at once."""
+    """Pass by pass over the edges, timestep by timestep; `memory` [MiB] of activations are held at once."""
     passes = plan_passes(source, records, edges, memory)
-    return [Shard(t, chosen) for chosen in passes for t in np.unique(records.t).tolist()]
+    timesteps, counts = np.unique(records.t, return_counts=True)
+    parts = [tuple(timesteps[part].tolist()) for part in split(counts, FEW)]
+    return [Shard(part, chosen) for chosen in passes for part in parts]
 
 
 def plan_passes(source: Source, records: Records, edges: Sequence[str], memory: float) -> list[tuple[str, ...]]:
@@ -95,10 +99,14 @@ def open_activations(source: Source, *, threads: int | None) -> Iterator[Compute
                 held.clear()
                 stack.close()
                 held[shard.edges] = stack.enter_context(open_look(source, shard.edges, threads=threads))
-            parts = batches(np.flatnonzero(records.t == shard.t), source.batch)
-            looks = (held[shard.edges](branches(records, part, feeds), shard.t) for part in parts)
-            seen = reduce(lambda a, b: list(map(merge, a, b)), looks)
-            return pack(seen) | {"range": np.transpose([finish(state) for state in seen])}, {}
+            whole, ranges = [init()] * len(shard.edges), []
+            for t in shard.timesteps:
+                parts = batches(np.flatnonzero(records.t == t), source.batch)
+                looks = (held[shard.edges](branches(records, part, feeds), t) for part in parts)
+                seen = reduce(merge_all, looks)
+                whole = merge_all(whole, seen)
+                ranges.append([finish(state) for state in seen])
+            return pack(whole) | {"range": np.transpose(ranges)}, {}
 
         yield compute
 

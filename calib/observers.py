@@ -87,6 +87,11 @@ def merge(a: Observed, b: Observed) -> Observed:
     return Observed(min(a.amin, b.amin), max(a.amax, b.amax), total, exponent)
 
 
+def merge_all(a: Sequence[Observed], b: Sequence[Observed]) -> list[Observed]:
+    """Both together, edge by edge [E]."""
+    return list(map(merge, a, b))
+
+
 def pack(states: Sequence[Observed]) -> dict[str, np.ndarray]:
     """States [E], all with values or all without, as arrays: amin, amax, exponent [E], and counts, deflated bytes."""
     tensors = {name: np.array([getattr(state, name) for state in states]) for name in ("amin", "amax", "exponent")}

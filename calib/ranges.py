@@ -131,12 +131,12 @@ def observer_options(settings: RangeSettings) -> ObserverOptions:
 def merge_shards(files: Iterable[Path], shards: Sequence[Shard]) -> tuple[np.ndarray, list[Observed]]:
     """Ranges [2, E, S] at every timestep, and what all of them showed of each edge [E], in the order of the shards."""
     row = {edge: e for e, edge in enumerate(dict.fromkeys(edge for shard in shards for edge in shard.edges))}
-    timesteps = sorted({shard.t for shard in shards})
-    ends, whole = np.empty((2, len(row), len(timesteps))), [init() for _ in row]
+    column = {t: s for s, t in enumerate(sorted({t for shard in shards for t in shard.timesteps}))}
+    ends, whole = np.empty((2, len(row), len(column))), [init() for _ in row]
     for shard, path in zip(shards, files, strict=True):
         tensors, _ = load_tensors(path, SHARD)
         rows = [row[edge] for edge in shard.edges]
-        ends[:, rows, timesteps.index(shard.t)] = tensors["range"]
+        ends[np.ix_((0, 1), rows, [column[t] for t in shard.timesteps])] = tensors["range"]
         for e, state in zip(rows, unpack(tensors), strict=True):
             whole[e] = merge(whole[e], state)
     return ends, whole
