@@ -25,7 +25,7 @@ from quaver.calib.observers import OBSERVERS, Observed, ObserverOptions, extreme
 from quaver.calib.records import Feeds, Records, batches, branches, load_records
 from quaver.calib.taps import COUNT, SUMMARY, open_tapped, read_summaries, tap_counts, tap_summaries, tap_tensors
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.family import find_family, read_card
+from quaver.runtime.family import family_of
 
 FEW = 32  # records that timesteps of one shard have together at most; one that has more stands alone
 Look = Callable[[Mapping[str, np.ndarray], int], list[Observed]]  # feeds, t -> what the call showed of each edge
@@ -52,7 +52,7 @@ class Source:
     @property
     def feeds(self) -> Feeds:
         """The inputs of the bundle's denoiser."""
-        return find_family(read_card(self.bundle)["family"]).feeds
+        return family_of(self.bundle).feeds
 
 
 def plan_shards(source: Source, records: Records, edges: Sequence[str], memory: float) -> list[Shard]:
