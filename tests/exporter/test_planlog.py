@@ -1,6 +1,6 @@
 import pytest
 
-from quaver.exporter.planlog import compiled_layers, kernel_coverage
+from quaver.exporter.planlog import compiled_layers, kernel_coverage, memory
 
 TENSOR = "{{ Name: {0}, Dimensions: [-1,64], Strides: [64,1], Datatype: {1}, Format: (Linear) Row major }}"
 
@@ -54,3 +54,37 @@ def test_four_bit_weights_reach_the_kernel_as_its_second_input():
 def test_a_layer_that_only_a_mover_names_is_missed():
     covered = kernel_coverage(list(compiled_layers(LOG[2:3])), [{"name": "conv_a", "node": "conv_a", "macs": None}])
     assert covered["by_count"] == 0 and covered["missed"][0]["kernels"] == ["kgen Float x Float"]
+
+
+# as TensorRT 10 and 11 write it: the type among the words of the format, the weights of a convolution among its options
+TENSORRT = (
+    "Name: w + conv_a, LayerType: CaskConvolution, Inputs: [ { Name: x, Location: Device, Dimensions: [1,64,56,56], "
+    "FORMAT }], Outputs: [ { Name: y, Location: Device, Dimensions: [1,64,56,56], Format/Datatype: Row major linear "
+    'FP32 }], ParameterType: Convolution, Kernel: [3,3], Weights: {"Type": "Int8", "Count": 36864}, Bias: {"Type": '
+    '"Float", "Count": 64}, TacticName: sm80_xmma, StreamId: 0, Metadata: [ONNX Layer: w]\x1e[ONNX Layer: conv_a]'
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Format/Datatype: Thirty-two wide channel vectorized row major Int8 format",
+        "Format: (kCHW32) Thirty-two wide, Datatype: Int8",
+        "Format/Datatype: Int8",
+    ],
+)
+def test_tensorrts_own_words_are_read(words):
+    (found,) = compiled_layers([TENSORRT.replace("FORMAT", words)])
+    assert (found.inputs, found.constants, found.outputs) == (("Int8",), ("Int8",), ("Float",))
+    assert found.nodes == ("w", "conv_a") and (found.reads, found.writes) == (("x",), ("y",))
+    assert found.integer and str(found) == "CaskConvolution Int8 x Int8"
+
+
+def test_a_kernel_that_only_reformats_multiplies_nothing():
+    (found,) = compiled_layers([TENSORRT.replace("CaskConvolution", "Reformat").replace("FORMAT", "Datatype: Int8")])
+    assert not found.multiplies and not found.integer
+
+
+def test_bytes_are_read():
+    lines = ["Total Weights Memory: 16685060 bytes", "Max Scratch Memory: 5 bytes", "Total Activation Memory: 7 bytes"]
+    assert memory(lines) == {"weights": 16685060, "activation": 7}

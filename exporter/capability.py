@@ -1,0 +1,54 @@
+"""What GPU generations multiply, and what a plan for several of them may therefore hold.
+
+            int8, int4    float8
+    SM75        no          no      Turing; measured: INT8 convolutions compile to float kernels without a word, INT8
+                                    products, INT4 and 32-bit products are refused
+    SM80, 86    yes         no      Ampere
+    SM89        yes         yes     Ada
+    SM120, 121  yes         yes     Blackwell
+
+A plan of TensorRT-RTX is one compiled graph for all its capabilities, so one that lacks a format takes it from all:
+INT8 for SM75 and SM89 together gave float kernels for both. What cannot be is therefore refused before the build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from quaver.runtime.errors import RecipeError, unknown
+
+_TURING = "INT8 falls back to float kernels there, or is refused"
+_AMPERE = "8-bit floats came with SM89"
+# capability -> format of a site -> why it cannot run there
+LACKS: Mapping[str, Mapping[str, str]] = {
+    "SM75": {"int8": _TURING, "int4": "it has no kernels for 4-bit weights", "float8": _AMPERE},
+    "SM80": {"float8": _AMPERE},
+    "SM86": {"float8": _AMPERE},
+    "SM89": {},
+    "SM120": {},
+    "SM121": {},
+}
+INSTEAD = {
+    "SM75": "leave SM75 out of build.compute_capabilities, and make its own plan from 16-bit floats",
+    "": "use 'int8' in the rules, or leave {name} out of build.compute_capabilities",
+}
+
+
+def check_capabilities(capabilities: Iterable[str], formats: Iterable[str]) -> None:
+    """Hold the formats of a graph's weights and activations against every capability a plan is asked for.
+
+    Raises: RecipeError naming an unknown capability, or one that lacks a format, with what to do instead.
+    """
+    used = sorted(set(formats))
+    for name in capabilities:
+        if name not in LACKS:
+            raise RecipeError(unknown("compute capability", name, LACKS))
+        for kind in used:
+            if kind in LACKS[name]:
+                advice = INSTEAD.get(name, INSTEAD[""]).format(name=name)
+                raise RecipeError(f"{name} cannot run {kind} ({LACKS[name][kind]}): {advice}")
+
+
+def runs(capability: str) -> list[str]:
+    """The narrow formats that a capability multiplies."""
+    return [kind for kind in ("int8", "int4", "float8") if kind not in LACKS[capability]]
