@@ -14,15 +14,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from quaver.calib.graph import Layer, layers, without_weights
 from quaver.calib.rules import Rule, preset
 from quaver.exporter.modelfile import load_model, open_weights
-from quaver.exporter.placement import Ranges, Site, place, quantized_layers
+from quaver.exporter.passes import half
+from quaver.exporter.placement import Placement, Ranges, Site, place, quantized_layers
 from quaver.exporter.qdq import insert
 from quaver.exporter.rounding import load_weights, usable
 from quaver.exporter.targets import Target, find_target
+from quaver.exporter.topology import read_topology
 from quaver.runtime.artifact import Stamp, load_tensors, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
@@ -38,10 +40,14 @@ if TYPE_CHECKING:
 class ExportSettings:
     """The table [export] of a recipe."""
 
-    preset: str = "8w8a"  # the rules to start from: "8w8a", "4w8a", "d2-4w8a" or "float"
+    preset: str = "8w8a"  # the rules to start from, one of calib.rules.PRESETS
     targets: tuple[str, ...] = ("ort-cpu", "tensorrt-rtx")
-    rules: tuple[Rule, ...] = ()  # tried before the preset's: [[export.rules]] match, weight, activation, reason
-    isa: str = "portable"  # "native": code weights for this machine's CPU only
+    rules: tuple[Rule, ...] = ()  # tried before the preset's: [[export.rules]] match, weight, activation, reason, block
+    isa: str = "portable"  # CPUs that weights are coded for: one of targets.ISAS, or "native" for this machine's
+    floats: Literal["float32", "float16"] = "float32"  # what stays float, on targets that have float16 kernels
+    concat: Literal["shared", "split"] = "shared"  # whether the parts of a skip Concat share a scale
+    residual: Literal["target", "float", "coded"] = "target"  # what coded outputs are added to; the target's own way
+    attention: Literal["float", "int8", "float8"] = "float"  # the products of attention: Q K^T and softmax(S) V
 
 
 def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: Progress) -> Path:
@@ -59,17 +65,27 @@ def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: 
         for target in targets:
             model = load_model(bundle.float_unet, weights=False)
             found = layers(model)
-            sites = place(found, rules, target, ranges)
+            sites = place(found, rules, target, ranges, topology=read_topology(model), options=placement(settings))
             codes = usable(learned, found, sites, target) if learned else {}
             moved = {**ranges, **(learned.ranges if learned and learned.target == target.name else {})}
             with open_weights(bundle.qdq(target.name)) as weights:
-                insert(model, found, sites, moved, target, learned=codes, read=weights.read, keep=weights.keep)
+                store = {"read": weights.read, "keep": weights.keep}
+                whole = target.half and settings.floats == "float16"
+                halves = half.choose(model, sites, target, moved, whole=whole, read=weights.read)
+                sites = half.settle(sites, halves, model)
+                insert(model, found, sites, moved, target, learned=codes, say=progress.say, **store)
+                half.run(model, halves, **store)
                 check(model, target)
                 save_json(bundle.sites(target.name), site_table(found, sites, target), stamp)
                 weights.save(model, stamp, accept=load_once if target.name == "ort-cpu" else lambda path: None)
             bar.step()
             progress.say(summary(found, sites, target) + f", {len(codes)} with learned rounding" * bool(codes))
     return bundle.qdq(targets[-1].name)
+
+
+def placement(settings: ExportSettings) -> Placement:
+    """What the recipe decides about placement, beside its rules."""
+    return Placement(settings.floats == "float16", settings.concat, settings.residual, settings.attention)
 
 
 def read_ranges(bundle: Bundle) -> Ranges:

@@ -1,56 +1,37 @@
 """Write the decided sites into a graph: QuantizeLinear, DequantizeLinear and weights at their real width.
 
     input    x -> Q -> DQ -> layer            one pair per edge, shared by all layers that read it
+    parts    a -> Q, b -> Q -> Concat -> DQ   codes are joined; one zero point z, scales s_a, s_b
     output   layer -> Q -> DQ -> y            whoever read y reads the coded one
-    weight   codes -> DQ(scale [C], axis) -> layer
+    weight   codes -> .. -> layer             one of `patterns`
     bias     int32 codes -> DQ(s_x s_w) -> layer
 
-4-bit codes are stored two to a byte; what fuses to an 8-bit kernel differs by target and operator (targets.int4):
-
-    cast              INT4 -> Cast(INT8) -> DQ(s)                  folded by onnxruntime when it loads the file
-    dequantize        INT4 -> DQ(s)                                TensorRT, products
-    dequantize-cast   INT4 -> DQ(1) -> Cast(INT8) -> DQ(s)         TensorRT, convolutions
-
-Nothing is decided here.
+A layer that reads [a, b] joined so multiplies q_a - z and q_b - z by W_a s_a and W_b s_b: the scales of the parts go
+into its weights, and one integer kernel serves both. Nothing is decided here.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from quaver.calib.graph import MODULE_KEY, Layer, module_of
-from quaver.calib.quant import FLOAT8, INT4, INT8, INT32, UINT8, Format, pack_int4, scale_zero_point
+from quaver.calib.graph import Layer, edge_shapes, module_of
+from quaver.calib.quant import INT32, common_zero_point, half_scale, scale_zero_point
+from quaver.exporter.draft import Draft, Keep, Read, assemble, constant, dequantize, node, real, zero_point
 from quaver.exporter.passes import unused
+from quaver.exporter.patterns import FORMATS, code, finite, write_weight
 from quaver.exporter.placement import Ranges, Site
 from quaver.exporter.targets import Target
-from quaver.exporter.weights import Coded, code_weight, with_bias
+from quaver.exporter.weights import Coded, with_bias
 from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:
     import onnx
 
-Nodes = list["onnx.NodeProto"]
-Read = Callable[["onnx.TensorProto"], np.ndarray]  # the values of a constant, wherever they lie
-Keep = Callable[["onnx.TensorProto"], "onnx.TensorProto"]  # a new constant, its values put wherever they shall lie
-FORMATS = {fmt.name: fmt for fmt in (INT8, UINT8, INT4, INT32, FLOAT8)}
-
-
-@dataclass
-class Draft:
-    """A graph under construction: new constants, new nodes before a node (by name) or behind an edge."""
-
-    constants: dict[str, onnx.TensorProto]
-    read: Read
-    keep: Keep
-    before: dict[str, Nodes] = field(default_factory=lambda: defaultdict(list))
-    behind: dict[str, Nodes] = field(default_factory=lambda: defaultdict(list))
-    coded: dict[tuple[str, str], str] = field(default_factory=dict)  # (edge, format) -> its dequantized twin
+SOFTMAX = (0.0, 1.0)
 
 
 def insert(
@@ -63,139 +44,148 @@ def insert(
     learned: Mapping[str, Coded] | None = None,
     read: Read | None = None,
     keep: Keep | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> onnx.ModelProto:
     """Change `model` in place into the quantized graph that `sites` describe, and return it.
 
     `learned` are weight codes and scales by layer name; the others are rounded to nearest. One weight is in memory at a
-    time when `read` and `keep` say where values lie (modelfile.Weights); without them all are in `model`.
+    time when `read` and `keep` say where values lie (modelfile.Weights); without them all are in `model`. `say` hears
+    of output channels without weights.
+    Raises: ArtifactError naming the layer whose weights are not finite.
     """
     read, keep = read or need("onnx", extra="export").numpy_helper.to_array, keep or (lambda tensor: tensor)
     draft = Draft({tensor.name: tensor for tensor in model.graph.initializer}, read, keep)
-    nodes = {node.name: node for node in model.graph.node}
-    by_layer: dict[str, dict[str, Site]] = defaultdict(dict)
+    nodes, shapes = {node.name: node for node in model.graph.node}, edge_shapes(model)
+    by_layer: dict[str, dict[str, list[Site]]] = defaultdict(lambda: defaultdict(list))
     for site in sites:
-        by_layer[site.layer][site.role] = site
+        by_layer[site.layer][site.role].append(site)
+    dead = {}
     for layer in layers:
         if "weight" in by_layer[layer.name]:
-            codes = (learned or {}).get(layer.name)
-            _write_layer(draft, nodes[layer.node], layer, by_layer[layer.name], ranges, target, codes)
-    _assemble(model, draft)
+            codes, parts = (learned or {}).get(layer.name), by_layer[layer.name]["part"]
+            one = {role: found[0] for role, found in by_layer[layer.name].items() if found}
+            ratio = _write_input(draft, nodes[layer.node], layer, one, parts, ranges, shapes)
+            dead[layer.name] = _write_weights(draft, nodes[layer.node], layer, one, ranges, target, codes, ratio)
+            _write_output(draft, nodes[layer.node], layer, one, ranges)
+    for site in sites:
+        if site.role in ("residual", "operand"):
+            _rewire(draft, nodes[site.node], site, ranges)
+    assemble(model, draft)
     unused.run(model)
+    if say and any(dead.values()):
+        say(f"output channels without weights: {', '.join(f'{n} of {name}' for name, n in dead.items() if n)}")
     return model
 
 
-def _write_layer(
+def _write_input(
     draft: Draft,
-    node: onnx.NodeProto,
+    at: onnx.NodeProto,
+    layer: Layer,
+    sites: Mapping[str, Site],
+    parts: Sequence[Site],
+    ranges: Ranges,
+    shapes: Mapping[str, tuple[int | None, ...]],
+) -> tuple[float | None, np.ndarray | None]:
+    """Rewire a layer's input; returns its scale, and by how much each input channel's weights grow ([I] or None)."""
+    if "input" not in sites:
+        return None, None
+    site, fmt = sites["input"], FORMATS[sites["input"].format]
+    if not parts:
+        at.input[0] = _coded_edge(draft, site, ranges[layer.input], module_of(at))
+        return float(_scale(ranges[layer.input], site)[0]), None
+    scales, zero = common_zero_point([ranges[part.edge] for part in parts], fmt)
+    scales = half_scale(scales) if _half(site) else scales
+    scale, result, codes = scales.max(), f"{layer.name}.input", []
+    for index, (part, own) in enumerate(zip(parts, scales, strict=True)):
+        codes.append(f"{result}.{index}.codes")
+        names = [real(draft, f"{codes[-1]}.scale", own, half=_half(site))]
+        names.append(zero_point(draft, f"{result}.zero", zero, fmt))
+        draft.behind[part.edge].append(node("QuantizeLinear", [part.edge, *names], codes[-1], module_of(at)))
+    names = [real(draft, f"{result}.scale", scale, half=_half(site)), names[1]]
+    draft.before[layer.node] += [
+        node("Concat", codes, f"{result}.codes", module_of(at), axis=1),
+        node("DequantizeLinear", [f"{result}.codes", *names], result, module_of(at)),
+    ]
+    at.input[0] = result
+    return float(scale), np.repeat(scales / scale, [shapes[part.edge][1] or 0 for part in parts])
+
+
+def _write_weights(
+    draft: Draft,
+    at: onnx.NodeProto,
     layer: Layer,
     sites: Mapping[str, Site],
     ranges: Ranges,
     target: Target,
     learned: Coded | None,
-) -> None:
-    """Rewire one layer's node to coded input, weight, bias and output, as far as it has such sites."""
-    module, input_scale = module_of(node), None
-    if "input" in sites:
-        fmt = FORMATS[sites["input"].format]
-        input_scale = float(scale_zero_point(*ranges[layer.input], fmt)[0])
-        node.input[0] = _coded_edge(draft, layer.input, ranges, fmt, module)
-    fmt = FORMATS[sites["weight"].format]
+    scaled: tuple[float | None, np.ndarray | None],
+) -> int:
+    """Rewire a layer's weight and bias to codes; returns how many output channels have no weights."""
+    site, module = sites["weight"], module_of(at)
+    input_scale, ratio = scaled
     bias = draft.read(draft.constants[layer.bias]) if "bias" in sites else None
     if learned is not None:
-        coded = with_bias(learned.codes, learned.scale, bias, input_scale)
+        coded = with_bias(learned.codes, half_scale(learned.scale) if _half(site) else learned.scale, bias, input_scale)
     else:
-        weight, limit = draft.read(draft.constants[layer.weight]), target.pair_limit
-        coded = code_weight(weight, fmt, axis=layer.axis, bias=bias, input_scale=input_scale, pair_limit=limit)
-    node.input[1] = _weight(draft, layer, coded, fmt, target.int4[layer.op] if fmt == INT4 else "", module)
+        weight = finite(draft.read(draft.constants[layer.weight]), layer)
+        if ratio is not None:
+            weight = weight * ratio.reshape(1, -1, *[1] * (weight.ndim - 2))
+        coded = code(weight, layer, site, target, bias, input_scale)
+    at.input[1] = write_weight(draft, layer, coded, site, module)
     if coded.bias is not None and coded.bias_scale is not None:
         name = f"{layer.name}.bias"
-        codes = _constant(draft, f"{name}.codes", coded.bias)
-        draft.before[layer.node] += [_dequantize(draft, codes, coded.bias_scale, INT32, f"{name}.dq", module, axis=0)]
-        node.input[2] = f"{name}.dq"
+        codes = constant(draft, f"{name}.codes", coded.bias)
+        made = dequantize(draft, codes, coded.bias_scale, INT32, f"{name}.dq", module, half=False, axis=0)
+        draft.before[layer.node].append(made)
+        at.input[2] = f"{name}.dq"
+    others = tuple(d for d in range(coded.codes.ndim) if d != layer.axis)
+    return int((~coded.codes.any(axis=others)).sum())
+
+
+def _write_output(draft: Draft, at: onnx.NodeProto, layer: Layer, sites: Mapping[str, Site], ranges: Ranges) -> None:
     if "output" in sites:
-        fmt, raw = FORMATS[sites["output"].format], f"{layer.output}.float"
-        node.output[0] = raw
-        draft.behind[raw] += _pair(draft, raw, layer.output, ranges[layer.output], fmt, module)
-        draft.coded[layer.output, fmt.name] = layer.output
+        site, raw = sites["output"], f"{layer.output}.float"
+        at.output[0] = raw
+        draft.behind[raw] += _pair(draft, raw, layer.output, ranges[layer.output], site, module_of(at))
+        draft.coded[layer.output, site.format, _half(site)] = layer.output
 
 
-def _coded_edge(draft: Draft, edge: str, ranges: Ranges, fmt: Format, module: str) -> str:
-    """The dequantized twin of an edge, made when the first layer asks for it."""
-    if (edge, fmt.name) not in draft.coded:
-        draft.coded[edge, fmt.name] = f"{edge}.{fmt.name}"
-        draft.behind[edge] += _pair(draft, edge, f"{edge}.{fmt.name}", ranges[edge], fmt, module)
-    return draft.coded[edge, fmt.name]
+def _rewire(draft: Draft, at: onnx.NodeProto, site: Site, ranges: Ranges) -> None:
+    """Let a node that is no layer read the coded twin of an edge."""
+    limits = SOFTMAX if site.scale == "softmax" else ranges[site.edge]
+    twin = _coded_edge(draft, site, limits, module_of(at))
+    for index, edge in enumerate(at.input):
+        if edge == site.edge:
+            at.input[index] = twin
 
 
-def _pair(draft: Draft, source: str, result: str, limits: tuple[float, float], fmt: Format, module: str) -> Nodes:
+def _coded_edge(draft: Draft, site: Site, limits: tuple[float, float], module: str) -> str:
+    """The dequantized twin of an edge, made when the first reader asks for it."""
+    key = (site.edge, site.format, _half(site))
+    if key not in draft.coded:
+        draft.coded[key] = f"{site.edge}.{site.format}" + ".float16" * _half(site)
+        draft.behind[site.edge] += _pair(draft, site.edge, draft.coded[key], limits, site, module)
+    return draft.coded[key]
+
+
+def _pair(
+    draft: Draft, source: str, result: str, limits: tuple[float, float], site: Site, module: str
+) -> list[onnx.NodeProto]:
     """Q and DQ from edge `source` to edge `result`, per tensor."""
-    scale, zero = scale_zero_point(*limits, fmt)
-    names = [_constant(draft, f"{result}.scale", scale), _zero_point(draft, f"{result}.zero", zero, fmt)]
+    scale, zero = _scale(limits, site)
+    names = [real(draft, f"{result}.scale", scale, half=_half(site))]
+    names.append(zero_point(draft, f"{result}.zero", zero, FORMATS[site.format]))
     codes = f"{result}.codes"
     return [
-        _node("QuantizeLinear", [source, *names], codes, module),
-        _node("DequantizeLinear", [codes, *names], result, module),
+        node("QuantizeLinear", [source, *names], codes, module),
+        node("DequantizeLinear", [codes, *names], result, module),
     ]
 
 
-def _weight(draft: Draft, layer: Layer, coded: Coded, fmt: Format, pattern: str, module: str) -> str:
-    """The chain from stored codes to the real weight; returns the edge that carries it."""
-    name, chain = f"{layer.name}.weight", draft.before[layer.node]
-    codes = _constant(draft, f"{name}.codes", coded.codes, fmt)
-    if pattern == "dequantize-cast":
-        chain += [_dequantize(draft, codes, np.float32(1), INT4, f"{name}.unscaled", module)]
-        codes = f"{name}.unscaled"
-    if pattern in ("cast", "dequantize-cast"):
-        int8 = need("onnx", extra="export").TensorProto.INT8
-        chain += [_node("Cast", [codes], f"{name}.int8", module, to=int8)]
-        codes, fmt = f"{name}.int8", INT8
-    chain += [_dequantize(draft, codes, coded.scale, fmt, f"{name}.dq", module, axis=layer.axis)]
-    return f"{name}.dq"
+def _scale(limits: tuple[float, float], site: Site) -> tuple[np.ndarray, np.ndarray]:
+    scale, zero = scale_zero_point(*limits, FORMATS[site.format])
+    return (half_scale(scale) if _half(site) else scale), zero
 
 
-def _dequantize(
-    draft: Draft, codes: str, scale: ArrayLike, fmt: Format, result: str, module: str, *, axis: int | None = None
-) -> onnx.NodeProto:
-    """DQ of symmetric codes with a scale [] or [C]."""
-    zeros = np.zeros(np.shape(scale), np.int32)
-    names = [_constant(draft, f"{result}.scale", np.asarray(scale)), _zero_point(draft, f"{result}.zero", zeros, fmt)]
-    return _node("DequantizeLinear", [codes, *names], result, module, **({} if axis is None else {"axis": axis}))
-
-
-def _zero_point(draft: Draft, name: str, zero: np.ndarray, fmt: Format) -> str:
-    """A zero-point constant; equal ones are stored once."""
-    if not zero.any():
-        name = f"zero.{fmt.name}.{'x'.join(map(str, zero.shape))}"
-    return _constant(draft, name, zero.astype(fmt.dtype), fmt)
-
-
-def _constant(draft: Draft, name: str, value: np.ndarray, fmt: Format | None = None) -> str:
-    """An initializer, at the width of `fmt` when that is not numpy's."""
-    onnx = need("onnx", extra="export")
-    if fmt is not None and fmt.bits == 4:
-        raw = pack_int4(value).tobytes()
-        tensor = onnx.helper.make_tensor(name, onnx.TensorProto.INT4, value.shape, raw, raw=True)
-    else:
-        if fmt is not None and fmt.kind == "float8":
-            value = value.astype(need("ml_dtypes", extra="export").float8_e4m3fn)
-        tensor = onnx.numpy_helper.from_array(np.asarray(value), name)
-    draft.constants[name] = draft.keep(tensor)
-    return name
-
-
-def _node(op: str, inputs: list[str], output: str, module: str, **attributes: int) -> onnx.NodeProto:
-    """A node named after its output, with the module it serves."""
-    node = need("onnx", extra="export").helper.make_node(op, inputs, [output], output, **attributes)
-    if module:
-        node.metadata_props.add(key=MODULE_KEY, value=module)
-    return node
-
-
-def _assemble(model: onnx.ModelProto, draft: Draft) -> None:
-    """Put the new nodes where they belong; the order stays topological."""
-    nodes: Nodes = [new for value in model.graph.input for new in draft.behind[value.name]]
-    for node in model.graph.node:
-        nodes += [*draft.before[node.name], node, *(new for edge in node.output for new in draft.behind[edge])]
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(draft.constants.values())
+def _half(site: Site) -> bool:
+    return site.compute == "float16"

@@ -25,7 +25,7 @@ from quaver.calib.records import batches, branches, load_records
 from quaver.calib.rules import preset
 from quaver.exporter.modelfile import load_model
 from quaver.exporter.placement import Ranges, Site, place
-from quaver.exporter.qdq import FORMATS
+from quaver.exporter.patterns import FORMATS
 from quaver.exporter.targets import Target, find_target
 from quaver.exporter.weights import Coded, code_weight, pair_sums
 from quaver.runtime.artifact import Stamp, load_tensors, save_tensors
@@ -187,7 +187,9 @@ def load_weights(bundle: Bundle) -> LearnedWeights:
 
 def usable(learned: LearnedWeights, found: Sequence[Layer], sites: Sequence[Site], target: Target) -> dict[str, Coded]:
     """The learned codes that a target can write: of its own format for the layer, and within its limits."""
-    formats: dict[str, Any] = {site.layer: site.format for site in sites if site.role == "weight"}
+    split = {site.layer for site in sites if site.scale == "parts"}  # the scales of a Concat's parts go into its weights
+    coded = [site for site in sites if site.role == "weight" and not site.block and site.layer not in split]
+    formats: dict[str, Any] = {site.layer: site.format for site in coded}
     same = {x.name: x for x in found if x.name in learned.coded and learned.formats[x.name] == formats.get(x.name)}
     limit = target.pair_limit or np.inf
     return {
