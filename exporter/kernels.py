@@ -1,0 +1,127 @@
+"""Types of kernels, what they multiply in, and whether a prediction came true.
+
+A prediction (kernels_ort, kernels_tensorrt) and what a compiled graph says are both a type:
+
+    onnxruntime    QLinearConv, QGemm, QLinearMatMul, MatMulIntegerToFloat, MatMulNBits, .., float Conv, float MatMul
+    TensorRT       INT8, FP8; FP16, FP32 (after dequantize: by a kernel of its own); FP16 x INT4: unpacked in the kernel
+
+onnxruntime writes the graph it runs to a file, TensorRT a build log; both become a list of `Compiled` layers.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quaver.exporter.edges import node_name
+from quaver.exporter.planlog import Compiled
+from quaver.exporter.products import Product
+from quaver.runtime.lazy import need
+
+AFTER = " after dequantize"
+# onnxruntime's operators that multiply -> their type
+ORT_TYPES = {
+    **{name: name for name in ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulNBits")},
+    **{name: name for name in ("DynamicQuantizeMatMul", "ConvInteger", "MatMulInteger")},
+    **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv"), "float Conv"),
+    **dict.fromkeys(("MatMul", "Gemm", "FusedMatMul", "FusedGemm"), "float MatMul"),
+    "ConvTranspose": "float ConvTranspose",
+    "Einsum": "float Einsum",
+}
+FLOATS = {"Float": "FP32", "Half": "FP16", "BFloat16": "BF16", "float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
+CODED = {"Int8": "INT8", "Int4": "INT4", "FP8": "FP8"}
+_FUSED = re.compile(r"(_token_\d+|_nchwc|(/\w+Fusion/?)+)$")
+_CAST = "InsertedPrecisionFreeCast_"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The kernel a product is predicted to get.
+
+    multiplies: "INT8", "FP8", "16 bit" or "32 bit". why: why not INT8, "" when it is. refused: why the target does not
+    run it, or not rightly, and what to do. warning: what runs, but should not be so.
+    """
+
+    type: str
+    multiplies: str
+    why: str = ""
+    refused: str = ""
+    warning: str = ""
+
+
+def disagreements(predicted: Iterable[tuple[str, str, str]], compiled: Sequence[Compiled]) -> list[dict[str, str]]:
+    """Where a plan is not what was predicted: {layer, node, predicted, compiled}, from (node, layer, kernel type).
+
+    compiled is "" for a node that no layer of the plan names. "after dequantize" agrees with the float kernel that the
+    log shows: the unpacking kernel is a layer of its own there.
+    """
+    found = []
+    for node, layer, kernel in predicted:
+        if (real := compiled_type(node, compiled)) != kernel.removesuffix(AFTER):
+            found.append({"layer": layer, "node": node, "predicted": kernel, "compiled": real})
+    return found
+
+
+def compiled_type(node: str, compiled: Sequence[Compiled]) -> str:
+    """The type of the kernel that multiplies for an ONNX node, "" when no layer names it."""
+    mine = [layer for layer in compiled if node in layer.nodes]
+    # attention in 16 bit becomes one generated kernel, of the class that otherwise moves and scales
+    ranked = sorted(mine, key=lambda layer: (not layer.multiplies, -len(layer.inputs)))
+    return _type(ranked[0]) if ranked else ""
+
+
+def _type(layer: Compiled) -> str:
+    if layer.kernel in ORT_TYPES:
+        return ORT_TYPES[layer.kernel]
+    first = layer.inputs[:1]
+    real = next((FLOATS[kind] for kind in (*layer.outputs, *layer.inputs) if kind in FLOATS), "?")
+    # a runtime_fusion multiplies floats and unpacks codes on the way, whatever it reads
+    unpacked = next((CODED[kind] for kind in (*layer.constants, *layer.inputs) if kind in CODED), "")
+    if layer.kernel == "runtime_fusion":
+        return f"{real} x {unpacked}" if unpacked else real
+    return CODED[first[0]] if layer.multiplies and first and first[0] in CODED else real
+
+
+def optimized_layers(path: Path, products: Sequence[Product], *, level: str = "all") -> list[Compiled]:
+    """The products of the graph that onnxruntime really runs for an ONNX file, each with the node it came from."""
+    onnx, ort = need("onnx", extra="export"), need("onnxruntime", extra="export")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "optimized.onnx"
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(made)
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level.upper()}")
+        model = onnx.load(path, load_external_data=False)
+        named = all(node.name for node in model.graph.node)
+        for node in model.graph.node:
+            node.name = node_name(node)
+        source = str(path) if named else model.SerializeToString()
+        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(made, load_external_data=False).graph
+    origin = _origins(products)
+    kinds = [node for node in graph.node if node.op_type in ORT_TYPES]
+    return [Compiled(n.name, n.op_type, (), (), (), _came_from(origin, n.name, n.output)) for n in kinds]
+
+
+def _origins(products: Sequence[Product]) -> dict[str, str]:
+    """What an optimized node may be called after -> the node: its own name, the edge it writes, those behind that."""
+    found: dict[str, str] = {}
+    for depth in range(6):
+        for product in products:
+            for name in (product.node, *product.edges)[depth : depth + 1]:
+                found.setdefault(name, product.node)
+    return found
+
+
+def _came_from(origin: dict[str, str], name: str, outputs: Iterable[str]) -> tuple[str, ...]:
+    for called in (name, *outputs):
+        while called:
+            if (plain := called.removeprefix(_CAST)) in origin:
+                return (origin[plain],)
+            called, before = _FUSED.sub("", plain), called
+            if called == before:
+                break
+    return ()
