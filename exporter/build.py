@@ -1,163 +1,232 @@
-"""From a quantized graph to a TensorRT-RTX plan, with a sidecar that says what the plan really computes.
+"""From a quantized graph to a TensorRT plan, with a sidecar that says what the plan really computes.
 
-One plan serves all chosen compute capabilities. The sidecar holds versions, profile, digests, every compiled layer with
-its kernel class and data types, and
+    unet.<target>.onnx -> builder (planner) -> unet.<target>.plan + unet.<target>.plan.json
+
+for every TensorRT target of the recipe. The sidecar holds versions, shapes, digests, every compiled layer with its
+kernel class, data types and torch modules, the weights that are unpacked and the floats between integer layers, and
 
     coverage = layers meant for integers whose kernel multiplies integers / layers meant for integers
 
-by count and by multiply-accumulates. Without the extra trt-rtx nothing is built, and the sidecar says so.
+by count and by multiply-accumulates. Where its library is missing a plan is left out, and the sidecar says so.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from quaver.calib.graph import module_of, read_model
+from quaver.exporter.capability import LACKS, check_capabilities
+from quaver.exporter.islands import islands, named, unpacked
 from quaver.exporter.planlog import Compiled, kernel_coverage
-from quaver.exporter.targets import find_target
+from quaver.exporter.planner import Request
+from quaver.exporter.process import ask
 from quaver.runtime.artifact import Stamp, atomic, digest_file, load_json, save_json
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.errors import EngineError, RecipeError, unknown
+from quaver.runtime.errors import RecipeError, unknown
 from quaver.runtime.progress import Progress
 
-TARGET = "tensorrt-rtx"
-INSTALL = "pip install 'quaver[trt-rtx]'"
+KIND = "build"
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+
+
+@dataclass(frozen=True)
+class Library:
+    """What builds plans for a target: a module, the extra that installs it, the versions that will do ("" for any),
+    and the settings it can act on."""
+
+    module: str
+    extra: str
+    version: str
+    settings: frozenset[str]
+
+
+_WEIGHTS = {"weights", "refit", "streaming"}
+_TENSORRT = frozenset(_WEIGHTS | {"hardware", "version_compatible", "timing_cache"})
+LIBRARIES: Mapping[str, Library] = {
+    "tensorrt-10": Library("tensorrt", "trt", "10.", _TENSORRT),
+    "tensorrt-11": Library("tensorrt", "trt", "11.", _TENSORRT),
+    "tensorrt-rtx": Library("tensorrt_rtx", "trt-rtx", "", frozenset(_WEIGHTS | {"compute_capabilities"})),
+}
 
 
 @dataclass(frozen=True)
 class BuildSettings:
     """The table [build] of a recipe."""
 
-    compute_capabilities: tuple[str, ...] = ("SM86", "SM89", "SM120")  # GPU generations the plan must run on
+    compute_capabilities: tuple[str, ...] = ("SM86", "SM89", "SM120")  # TensorRT-RTX: GPU generations of one plan
     batch: tuple[int, int, int] = (1, 2, 16)  # smallest, tuned for, largest number of rows (guidance takes two each)
+    axes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)  # the same of other dynamic axes, by name
+    hardware: Literal["same", "same-capability", "ampere-plus"] = "same"  # TensorRT: GPUs that may run the plan
+    version_compatible: bool = False  # TensorRT: later versions may run it
+    weights: Literal["kept", "stripped"] = "kept"  # "stripped": a small plan, to be refitted before it runs
+    refit: Literal["no", "identical", "any"] = "no"  # weights that may be put into the plan later
+    streaming: bool = False  # the runtime may hold some weights in main memory
+    timing_cache: str = ""  # TensorRT: file in which kernels' times are kept from build to build
 
 
 def build(bundle: Bundle, settings: BuildSettings, *, stamp: Stamp, progress: Progress) -> Path:
-    """Write unet.tensorrt-rtx.plan and its sidecar; returns the plan, or the sidecar when nothing could be built.
+    """Write a plan and its sidecar for every TensorRT target whose graph `stamp` names; returns the last plan, or the
+    sidecar when it could not be built.
 
-    Raises: RecipeError for capabilities or batches that cannot be, EngineError when the builder refuses the graph.
+    Raises: RecipeError for settings that cannot be, EngineError when the builder refuses a graph.
     """
-    check_settings(settings)
-    graph, plan, sidecar = bundle.qdq(TARGET), bundle.plan(TARGET), bundle.plan_sidecar(TARGET)
-    sidecar.unlink(missing_ok=True)
-    if reason := left_out(graph):
+    targets = [name for name in LIBRARIES if bundle.qdq(name).name in stamp.inputs]
+    check_settings(settings, targets)
+    written = bundle.root
+    for target in targets:
+        written = build_target(bundle, target, settings, stamp=stamp, progress=progress)
+    return written
+
+
+def build_target(bundle: Bundle, target: str, settings: BuildSettings, *, stamp: Stamp, progress: Progress) -> Path:
+    """Write the plan of one target and its sidecar, or the sidecar alone; raises as `build`."""
+    graph, plan, sidecar = bundle.qdq(target), bundle.plan(target), bundle.plan_sidecar(target)
+    if reason := left_out(target):
         plan.unlink(missing_ok=True)
-        progress.say(f"no TensorRT-RTX plan: {reason}")
-        return save_json(sidecar, {"target": TARGET, "built": False, "reason": reason}, stamp)
+        progress.say(f"no {target} plan: {reason}")
+        return save_json(sidecar, {"target": target, "built": False, "reason": reason}, stamp)
+    sites = load_json(bundle.sites(target), "export")
+    if "compute_capabilities" in LIBRARIES[target].settings:
+        check_capabilities(settings.compute_capabilities, (site["format"] for site in sites["sites"]))
     started = time.monotonic()
+    sidecar.unlink(missing_ok=True)
     with atomic(plan) as temporary:
-        request = {
-            "onnx": str(graph),
-            "plan": str(temporary),
-            "capabilities": settings.compute_capabilities,
-            "batch": settings.batch,
-        }
-        answer = run_planner(request, progress)
-    layers = [Compiled(**layer) for layer in answer["layers"]]
-    covered = kernel_coverage(layers, meant_layers(bundle))
+        wanted = request(target, settings, graph, temporary)
+        answer = ask(wanted, progress)
     record = {
-        "target": TARGET,
+        "target": target,
         "built": True,
-        "tensorrt_rtx": answer["version"],
-        "compute_capabilities": list(settings.compute_capabilities),
+        LIBRARIES[target].module: answer["version"],
+        "compute_capabilities": list(wanted.capabilities),
         "batch": dict(zip(("min", "opt", "max"), settings.batch, strict=True)),
+        "shapes": answer["profile"],
+        "options": [*wanted.flags, *filter(None, [wanted.hardware])],
         "seconds": round(time.monotonic() - started, 1),
         "onnx": {"file": graph.name, "digest": digest_file(graph)},
         "plan": {"file": plan.name, "digest": digest_file(plan), "bytes": plan.stat().st_size},
-        "coverage": covered,
-        "layers": answer["layers"],
+        "memory": answer["bytes"],
+        **findings([Compiled(**layer) for layer in answer["layers"]], sites, graph),
     }
     save_json(sidecar, record, stamp)
     progress.say(summary(record))
     return plan
 
 
-def check_settings(settings: BuildSettings) -> None:
-    """Raises: RecipeError for a capability no plan is built for, or a batch that is not min <= opt <= max."""
-    known = find_target(TARGET).capabilities
+def findings(plan: Sequence[Compiled], sites: Mapping[str, Any], graph: Path) -> dict[str, Any]:
+    """What the compiled layers say: coverage, unpacked weights, islands of floats, and themselves."""
+    nodes = read_model(graph).graph.node
+    modules, multiply = {node.name: module_of(node) for node in nodes}, [n.name for n in nodes if n.op_type in PRODUCTS]
+    return {
+        "coverage": kernel_coverage(plan, meant_layers(sites)),
+        "unpacked": unpacked(plan, modules),
+        "islands": islands(plan, modules, multiply),
+        "layers": named(plan, modules),
+    }
+
+
+def plan_targets(targets: Iterable[str]) -> list[str]:
+    """Those of the export targets that become plans, in the order in which they are built."""
+    wanted = set(targets)
+    return [name for name in LIBRARIES if name in wanted]
+
+
+def expected_plans(targets: Iterable[str]) -> list[str]:
+    """Those of them whose library is here; all when none is, so that a run says again what it leaves out."""
+    wanted = plan_targets(targets)
+    return [name for name in wanted if not left_out(name)] or wanted
+
+
+def check_settings(settings: BuildSettings, targets: Sequence[str]) -> None:
+    """Raises: RecipeError for settings no target takes, a capability nobody has, or sizes not min <= opt <= max."""
+    if not targets:
+        raise RecipeError(f"nothing to build: add one of {', '.join(LIBRARIES)} to export.targets")
     for name in settings.compute_capabilities:
-        if name not in known:
-            raise RecipeError(unknown("compute capability", name, known))
-    low, best, high = settings.batch
-    if not settings.compute_capabilities or not 1 <= low <= best <= high:
-        raise RecipeError(
-            f"build.batch = {list(settings.batch)} for {len(settings.compute_capabilities)} compute capabilities: "
-            "expected 1 <= min <= opt <= max, and one capability or more"
-        )
+        if name not in LACKS:
+            raise RecipeError(unknown("compute capability", name, LACKS))
+    if not settings.compute_capabilities:
+        raise RecipeError("build.compute_capabilities is empty: name one or more, for example 'SM89'")
+    for name, sizes in (("batch", settings.batch), *((f"axes.{key}", value) for key, value in settings.axes.items())):
+        if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+            raise RecipeError(f"build.{name} = {list(sizes)}: expected 1 <= min <= opt <= max")
+    default = BuildSettings()
+    for name in sorted(_TENSORRT):
+        if getattr(settings, name) != getattr(default, name) and not any(
+            name in LIBRARIES[target].settings for target in targets
+        ):
+            raise RecipeError(f"build.{name} does nothing for {', '.join(targets)}: remove it, or export for TensorRT")
+    if settings.weights == "stripped" and settings.refit == "no":
+        raise RecipeError("build.weights = 'stripped' needs build.refit = 'identical' or 'any': a way back for them")
 
 
-def left_out(graph: Path) -> str:
+def left_out(target: str) -> str:
     """Why no plan can be built, "" when one can."""
-    if find_spec("tensorrt_rtx") is None:
-        return f"the package tensorrt_rtx is not installed; {INSTALL}"
-    return "" if graph.exists() else f"{graph.name} was not exported; add '{TARGET}' to export.targets"
+    library = LIBRARIES[target]
+    install = f"pip install 'quaver[{library.extra}]'"
+    if find_spec(library.module) is None:
+        return f"the package {library.module} is not installed; {install}"
+    there = library_version(library.module) if library.version else ""
+    if there and not there.startswith(library.version):
+        return f"{target} needs {library.module} {library.version}x and {there} is installed; export for that one"
+    return ""
 
 
-def meant_layers(bundle: Bundle) -> list[Mapping[str, Any]]:
-    """The layers the exporter coded: name, node and macs, from the site file."""
-    sites = load_json(bundle.sites(TARGET), "export")
-    coded = {site["layer"] for site in sites["sites"] if site["role"] == "input"}
-    return [layer for layer in sites["layers"] if layer["name"] in coded]
+def library_version(module: str) -> str:
+    """The version of an installed library, "" when its distribution does not say."""
+    names = metadata.packages_distributions().get(module, [module])
+    found = (d.version for d in metadata.distributions() if d.metadata["Name"] in names)
+    return next(found, "")
 
 
-def run_planner(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Have the builder answer a request in a process of its own, which never outlives this call.
+def request(target: str, settings: BuildSettings, graph: Path, plan: Path) -> Request:
+    """What the builder is asked for: the settings that its library can act on, in its words."""
+    library = LIBRARIES[target]
+    known = library.settings
+    flags = {
+        "STRIP_PLAN": settings.weights == "stripped",
+        "REFIT_IDENTICAL": settings.refit == "identical",
+        "REFIT": settings.refit == "any",
+        "WEIGHT_STREAMING": settings.streaming,
+        "VERSION_COMPATIBLE": settings.version_compatible and "version_compatible" in known,
+    }
+    hardware = {"same-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
+    return Request(
+        library.module,
+        library.extra,
+        library.version,
+        str(graph),
+        str(plan),
+        settings.batch,
+        settings.axes,
+        settings.compute_capabilities if "compute_capabilities" in known else (),
+        [name for name, wanted in flags.items() if wanted],
+        hardware.get(settings.hardware, "") if "hardware" in known else "",
+        settings.timing_cache if "timing_cache" in known else "",
+    )
 
-    Raises: EngineError with its words, or with its last output when it died.
-    """
-    answer, last = dict[str, Any](), "no output"
-    command = [sys.executable, "-m", "quaver.exporter.planner", json.dumps(request)]
-    with _process(command) as child, progress.bar(1, "build") as bar:
-        for line in child.stdout or ():
-            message = _message(line)
-            if "step" in message:
-                bar.total, bar.done = message["of"], message["step"] - 1
-                bar.step()
-            elif message:
-                answer = message
-                bar.step(bar.total - bar.done)
-            last = line.strip() or last
-    if "layers" not in answer:
-        raise EngineError(answer.get("error") or f"TensorRT-RTX's builder died ({child.returncode}): {last[-300:]}")
-    return answer
+
+def meant_layers(sites: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the exporter coded, layers and products of activations: name, node and macs, from the site file."""
+    coded = {site["node"] for site in sites["sites"] if site["role"] in ("input", "part", "operand")}
+    layers = [layer for layer in sites["layers"] if layer["node"] in coded]
+    apart = dict.fromkeys(s["node"] for s in sites["sites"] if s["role"] == "operand")
+    return [*layers, *({"name": node, "node": node, "macs": None} for node in apart)]
 
 
 def summary(record: Mapping[str, Any]) -> str:
     """One line for the log."""
     covered = record["coverage"]
-    where, size = ", ".join(record["compute_capabilities"]), record["plan"]["bytes"] / 1e6
-    return (
-        f"TensorRT-RTX plan for {where}, {size:.1f} MB: {covered['integer']} of {covered['meant']} layers meant for "
-        f"INT8 run in INT8 kernels ({covered['by_macs']:.1%} of their multiply-accumulates)"
+    where, size = ", ".join(record["compute_capabilities"]) or "this GPU", record["plan"]["bytes"] / 1e6
+    extra = [f"{len(record['unpacked'])} weights unpacked by their own kernels"] * bool(record["unpacked"])
+    return "; ".join(
+        [
+            f"{record['target']} plan for {where}, {size:.1f} MB: {covered['integer']} of {covered['meant']} layers "
+            f"meant for INT8 run in INT8 kernels ({covered['by_macs']:.1%} of their multiply-accumulates)",
+            *extra,
+        ]
     )
-
-
-@contextmanager
-def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A child whose output is read line by line, and who is gone when the block is left, however it is left."""
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    try:
-        yield child
-        child.wait()
-    finally:
-        child.kill()
-        child.wait()
-        if child.stdout:
-            child.stdout.close()
-
-
-def _message(line: str) -> dict[str, Any]:
-    """A line of the planner's, {} when it is some library's."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -23,6 +23,7 @@ from typing import Any
 # kernels that move, scale or convert, of TensorRT-RTX and of TensorRT; everything else multiplies
 MOVERS = frozenset(
     {"kgen", "reshape", "cast", "signal", "wait", "shape_call", "memcpy", "move", "transpose", "myelin"}
+    | {"runtime_function"}
 ) | frozenset(
     {"Reformat", "Shuffle", "NoOp", "Constant", "Scale", "PointWise", "PointWiseV2", "Reduce", "SoftMax", "SoftMaxV2"}
     | {"Slice", "Gather", "Concatenation", "Resize", "Cast", "Signal", "Wait", "ShapeHostToDevice", "DeviceToShapeHost"}
