@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from quaver.calib.amax import amax_file
 from quaver.calib.capture import HEAT_MAP
 from quaver.calib.fanout import HERE, Fanout
+from quaver.exporter.build import expected_plans, plan_targets
 from quaver.exporter.chain import Run, Stage, open_run, run_all, run_one
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.progress import Progress
 from quaver.runtime.errors import RecipeError
+from quaver.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from quaver.exporter.recipe import Recipe
@@ -61,9 +62,9 @@ def run_verb(
     Raises: as `run_recipe`; ArtifactError with the command to type when what it reads is missing or out of date.
     """
     with opened(path, overrides, out, progress, fanout) as run:
-        return run_one(replace(run, chain=(*STAGES, *ANALYSES)), name)
         if name == "prompts" and by_rows(run.recipe):
             raise RecipeError(f"the rows of model.samples are the prompts of {path}: 'quaver trace {path}' writes them")
+        return run_one(replace(run, chain=(*STAGES, *ANALYSES)), name)
 
 
 @contextmanager
@@ -196,11 +197,11 @@ STAGES = (
     ),
     Stage(
         "build",
-        "build TensorRT-RTX plans, with the extra trt-rtx",
+        "build a TensorRT plan per target, with the extra trt-rtx or trt",
         "quaver.exporter.build:build",
         settings=("build",),
-        reads=lambda b, r: [b.qdq(PLANS), b.sites(PLANS)] if PLANS in r.export.targets else [],
-        writes=lambda b, r: [b.plan(PLANS)] if PLANS in r.export.targets else [],
+        reads=lambda b, r: [path for name in plan_targets(r.export.targets) for path in (b.qdq(name), b.sites(name))],
+        writes=lambda b, r: [b.plan(name) for name in expected_plans(r.export.targets)],
         optional=True,
     ),
     Stage(
