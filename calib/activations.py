@@ -90,7 +90,7 @@ def split(sizes: np.ndarray, limit: float) -> list[list[int]]:
 def open_activations(source: Source, *, threads: int | None) -> Iterator[Compute]:
     """The function from a shard to the states and ranges of its edges; the graph of one pass is open at a time."""
     records, feeds = load_records(source.bundle.samples), source.feeds
-    finish = partial(OBSERVERS[source.observer].finish, options=source.options)
+    finish = OBSERVERS[source.observer].finish
     with ExitStack() as stack:
         held: dict[tuple[str, ...], Look] = {}
 
@@ -105,7 +105,7 @@ def open_activations(source: Source, *, threads: int | None) -> Iterator[Compute
                 looks = (held[shard.edges](branches(records, part, feeds), t) for part in parts)
                 seen = reduce(merge_all, looks)
                 whole = merge_all(whole, seen)
-                ranges.append([finish(state) for state in seen])
+                ranges.append([finish(state, source.options) for state in seen])
             return pack(whole) | {"range": np.transpose(ranges)}, {}
 
         yield compute

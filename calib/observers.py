@@ -95,8 +95,10 @@ def merge_all(a: Sequence[Observed], b: Sequence[Observed]) -> list[Observed]:
 def pack(states: Sequence[Observed]) -> dict[str, np.ndarray]:
     """States [E], all with values or all without, as arrays: amin, amax, exponent [E], and counts, deflated bytes."""
     tensors = {name: np.array([getattr(state, name) for state in states]) for name in ("amin", "amax", "exponent")}
-    counts = [state.counts for state in states if state.counts is not None]
-    return tensors | ({"counts": np.frombuffer(zlib.compress(np.stack(counts), 1), np.uint8)} if counts else {})
+    counts = [state.counts.tobytes() for state in states if state.counts is not None]
+    if counts:
+        tensors["counts"] = np.frombuffer(zlib.compress(b"".join(counts), 1), np.uint8)
+    return tensors
 
 
 def unpack(tensors: Mapping[str, np.ndarray]) -> list[Observed]:
@@ -104,7 +106,7 @@ def unpack(tensors: Mapping[str, np.ndarray]) -> list[Observed]:
     low, high, exponent = (tensors[name].tolist() for name in ("amin", "amax", "exponent"))
     counts: Sequence[np.ndarray | None] = [None] * len(low)
     if "counts" in tensors:
-        counts = list(np.frombuffer(zlib.decompress(tensors["counts"]), np.int64).reshape(-1, BINS))
+        counts = list(np.frombuffer(zlib.decompress(tensors["counts"].tobytes()), np.int64).reshape(-1, BINS))
     return [Observed(*state) for state in zip(low, high, counts, exponent, strict=True)]
 
 
