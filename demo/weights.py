@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from quaver.runtime.errors import ArtifactError
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -22,9 +25,17 @@ def save_weights(model: nn.Module, folder: Path, config: dict[str, Any]) -> None
 
 
 def load_weights(model: Network, folder: Path) -> Network:
-    """Load a network's state as float32 and put it in evaluation mode."""
-    state = load_file(folder / "model.safetensors")
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    """Load a network's state as float32 and put it in evaluation mode.
+
+    Raises: ArtifactError when its file is missing, damaged, or of another network.
+    """
+    path = folder / "model.safetensors"
+    try:
+        state = load_file(path)
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{path} does not load ({reason}): copy the model folder again") from error
     return model.eval()
 
 

@@ -145,7 +145,7 @@ def stale(stage: Stage, run: Run) -> str | None:
 def changed(found: Stamp | None, now: Stamp, name: str) -> str | None:
     """What differs between the stamp a file carries and the one it would get now, in words; None when nothing does."""
     if found is None:
-        return f"{name} carries no stamp"
+        return f"{name} is damaged, or carries no stamp"
     if found.settings != now.settings:
         return "settings changed"
     differing = [name for name in {**found.inputs, **now.inputs} if found.inputs.get(name) != now.inputs.get(name)]

@@ -152,7 +152,7 @@ def write_error(path: Path | str, error: OSError) -> Exception:
 
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left in a folder and below it."""
-    for path in Path(folder).rglob(f"{TEMPORARY}*"):
+    for path in [*Path(folder).rglob(f"{TEMPORARY}*")]:  # found first: a walk does not outlive what it walks
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -234,7 +234,7 @@ def test_what_changed_is_said_in_words():
     assert changed(old, old, "f") is None
     assert changed(old, replace(old, settings="b"), "f") == "settings changed"
     assert changed(old, replace(old, inputs={"x": "2", "z": "1"}), "f") == "x, y, z changed"
-    assert changed(None, old, "f") == "f carries no stamp"
+    assert changed(None, old, "f") == "f is damaged, or carries no stamp"
 
 
 def test_stages_are_found_by_name():
