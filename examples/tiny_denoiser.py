@@ -24,7 +24,7 @@ OUT = Path("build/tiny-onnx")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write both files into the folder named, or OUT."""
-    folder = Path((argv or sys.argv[1:] or [OUT])[0])
+    folder = Path(next(iter(sys.argv[1:] if argv is None else argv), OUT))
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(denoiser(np.random.default_rng(0)), folder / "unet.onnx")
     draw = np.random.default_rng(1)

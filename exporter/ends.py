@@ -70,7 +70,8 @@ def find_ends(model: onnx.ModelProto, settings: ModelSettings, given: Collection
             raise RecipeError(f"model.{key}: {unknown(key, name, there)}")
     pictures = [name for name, end in inputs.items() if len(end.dims) == 4 and end.dtype.startswith("float")]
     sample = settings.sample or _only(pictures, "sample", ("sample",), inputs)
-    numbers = [name for name, end in inputs.items() if name != sample and name not in given and _is_number(end)]
+    numbers = [name for name, end in inputs.items() if name != sample and _is_number(end)]
+    numbers = [name for name in numbers if name not in given] or numbers
     named = settings.timestep or settings.sigma
     time = named or _only(numbers, "timestep or model.sigma", ("timestep", "t", "sigma"), inputs)
     answers = [name for name, end in outputs.items() if len(end.dims) in (0, 4)]

@@ -27,17 +27,14 @@ from quaver.runtime.schedule import Schedule
 HELD_BACK = 5  # one row in so many
 
 
-def save_rows(
-    bundle: Bundle, samples: Samples, inputs: Mapping[str, Any], schedule: Schedule, stamp: Stamp
-) -> list[Path]:
-    """Write samples/rows.safetensors, prompts.jsonl and, of samples with x and time, samples/given.safetensors."""
+def save_rows(bundle: Bundle, samples: Samples, records: Records | None, stamp: Stamp) -> list[Path]:
+    """Write samples/rows.safetensors, prompts.jsonl and, where there are `records`, samples/given.safetensors."""
     tensors = {**samples.cond, **{f"{UNCOND}{name}": rows for name, rows in samples.uncond.items()}}
     written = [save_tensors(bundle.rows, tensors, replace(stamp, kind=KIND))]
     save_lines(bundle.prompts, row_prompts(samples.count), replace(stamp, kind=PROMPTS))
-    if samples.x is None:
+    if records is None:
         bundle.given.unlink(missing_ok=True)
         return written
-    records = as_records(samples, inputs, schedule)
     return [*written, save_records(bundle.given, records, replace(stamp, kind=SAMPLES))]
 
 
@@ -51,12 +48,13 @@ def row_prompts(count: int) -> Iterator[dict[str, Any]]:
         yield _prompt(0, "validate")
 
 
-def as_records(samples: Samples, inputs: Mapping[str, Any], schedule: Schedule) -> Records:
+def as_records(samples: Samples, inputs: Mapping[str, Any], schedule: Schedule) -> Records | None:
     """Samples with x [N, C, H, W] and time [N] as records: x_t and t of the schedule, whatever the network is fed.
 
-    Raises: RecipeError for a time that the schedule does not have.
+    None for samples without. Raises: RecipeError for a time that the schedule does not have.
     """
-    assert samples.x is not None and samples.time is not None
+    if samples.x is None or samples.time is None:
+        return None
     t = to_timesteps(samples.time.reshape(len(samples.x)), schedule, sigma=inputs["sigma"])
     shrink = np.sqrt(schedule.alpha_bar)[t].reshape(-1, 1, 1, 1) if inputs["scaling"] == "ve" else 1.0
     count = len(t)

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from quaver.exporter.importing import import_file, note_macs, row_card
+from quaver.exporter.importing import import_file, row_card
 from quaver.exporter.modelfile import save_model
+from quaver.exporter.normal import note_macs
 from quaver.exporter.opset import OPSET
 from quaver.exporter.passes import clean
 from quaver.exporter.passes.provenance import WRAPPER
-from quaver.exporter.rowfiles import save_rows
+from quaver.exporter.rowfiles import as_records, save_rows
 from quaver.exporter.samples import Samples, read_samples, sort_samples
 from quaver.exporter.source import load_parts, load_unet, model_folder, read_config
 from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
@@ -107,6 +108,7 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
     unet, samples = load_unet(folder), samples_for_unet(settings)
     parts = {} if samples else load_parts(settings.source, folder)
     shape = latent_shape(unet.config, settings, samples)
+    records = as_records(samples, TORCH_INPUTS, load_schedule(scheduler_of(folder))) if samples else None
     with progress.bar(1 + len(parts), "trace") as bar:
         traced = check(trace_unet(unet, shape, samples, free=free), "unet")
         if free:
@@ -119,7 +121,7 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
     files = [bundle.float_unet, *map(bundle.component, parts), *copy_configs(folder, bundle, tokenizer=not samples)]
     said = card(bundle, settings, unet, shape, list(parts))
     if samples:
-        files += save_rows(bundle, samples, TORCH_INPUTS, load_schedule(bundle.scheduler), stamp)
+        files += save_rows(bundle, samples, records, stamp)
         said |= row_card(samples, TORCH_INPUTS)
     save_json(bundle.card, said | {"digests": _digests(bundle, files)}, stamp)
     if not parts and not samples:
@@ -258,9 +260,14 @@ def samples_for_unet(settings: ModelSettings) -> Samples | None:
     return sort_samples(arrays, kinds, sample="sample", time="timestep")
 
 
+def scheduler_of(folder: Path) -> Path:
+    """The scheduler configuration of a diffusers folder."""
+    return folder / "scheduler" / "scheduler_config.json"
+
+
 def copy_configs(folder: Path, bundle: Bundle, *, tokenizer: bool = True) -> list[Path]:
     """Copy scheduler and, if there is one, tokenizer into the bundle. Raises: RecipeError without a scheduler."""
-    scheduler, words = folder / "scheduler" / "scheduler_config.json", folder / "tokenizer" / "tokenizer.json"
+    scheduler, words = scheduler_of(folder), folder / "tokenizer" / "tokenizer.json"
     read_config(scheduler)
     pairs = [(scheduler, bundle.scheduler), *([(words, bundle.tokenizer)] if tokenizer and words.exists() else [])]
     for source, target in pairs:
@@ -279,6 +286,7 @@ def card(
         "family": settings.family,
         "source": Path(settings.source).resolve().name if local else settings.source,
         "latent_shape": list(shape),
+        "length": settings.length,
         "embedding": int(getattr(unet.config, "projection_class_embeddings_input_dim", None) or 0),
         "sample_rate": int(read_config(vocoder).get("sampling_rate", SAMPLE_RATE)) if vocoder.exists() else SAMPLE_RATE,
         "prediction": read_config(bundle.scheduler).get("prediction_type", "epsilon"),

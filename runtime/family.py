@@ -5,6 +5,7 @@ tensors. The functions read a bundle through `Parts`. A bundle says what it is i
 
     family         a name of `FAMILIES`
     latent_shape   [C, T, F]: channels, time, frequency (or height, width)
+    length         "fixed", or "free" when the graph of the U-Net takes others than T too
     rows           how many rows of samples stand in for prompts (`rows`); absent where prompts are text
     given          whether the samples hold x_t and t as well, records already
     inputs         what a network calls its inputs, where its family does not say (`families/onnx`)

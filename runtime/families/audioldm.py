@@ -42,4 +42,5 @@ def _run(parts: Parts, name: str, value: Array) -> Any:
     return engine({engine.inputs[0]: value})
 
 
-FAMILY = Family("audioldm", "sound", ("text_encoder", "vae_decoder", "vocoder"), embed, feeds, decode)
+PARTS = ("text_encoder", "vae_decoder", "vocoder")
+FAMILY = Family("audioldm", "sound", PARTS, embed, feeds, decode, free_length=True)
