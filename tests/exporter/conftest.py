@@ -1,6 +1,8 @@
-"""A tiny U-Net with attention and skips in AudioLDM's shape, traced once for all tests of the exporter."""
+"""A tiny U-Net with attention and skips in AudioLDM's shape, traced once for all tests of the exporter; and the whole
+chain on a model of the embedded one's shape."""
 
 import shutil
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,31 @@ from quaver.runtime.progress import quiet
 
 SHAPE = (4, 8, 8)
 EMBEDDING = 16
+RECIPE = """
+[model]
+source = "{source}"
+[prompts]
+source = "demo"
+count = 6
+budget = 2
+held_out = 4
+[sampling]
+steps = 3
+[capture]
+records = 8
+batch = 4
+[export]
+targets = ["ort-cpu"]
+[stats]
+trajectories = 4
+batch = 4
+[validate]
+trajectories = 4
+clips = 1
+latency_runs = 2
+latency_warmup = 1
+batch = 4
+"""
 
 
 @pytest.fixture(scope="session")
@@ -98,3 +125,62 @@ def save_ranges(bundle: Bundle, ranges: dict[str, tuple[float, float]]) -> None:
     limits = np.array(list(ranges.values()), np.float32)
     tensors = {"amin": limits[:, 0], "amax": limits[:, 1]}
     save_tensors(bundle.ranges, tensors, Stamp("ranges"), meta={"edges": list(ranges)})
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: the embedded model's own parts, a random probe, a U-Net of 0.3 M random weights."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    from quaver.demo.probe import Probe
+    from quaver.demo.weights import save_weights
+
+    folder, demo = tmp_path_factory.mktemp("source"), Path(str(files("quaver.demo"))) / "model"
+    for name in ("text_encoder", "tokenizer", "vae", "vocoder"):
+        shutil.copytree(demo / name, folder / name)
+    torch.manual_seed(0)
+    save_weights(Probe(), folder / "probe", {"_class_name": "Probe"})
+    diffusers.UNet2DConditionModel(
+        sample_size=16,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=(16, 32),
+        class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=128,
+        class_embeddings_concat=True,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).save_pretrained(folder / "unet")
+    diffusers.DDIMScheduler(
+        beta_start=0.0015,
+        beta_end=0.0195,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    ).save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """A recipe of the whole chain, and what its last stage wrote into the bundle beside it. Shared: read only."""
+    from quaver.exporter.stages import run_recipe
+
+    recipe = tmp_path_factory.mktemp("engines") / "tiny.toml"
+    recipe.write_text(RECIPE.format(source=source))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quaver.demo.vocoder.ITERATIONS", 1)  # phase retrieval unrolled once is faster to trace
+        return recipe, run_recipe(recipe, progress=quiet())
+
+
+@pytest.fixture
+def copied(built: tuple[Path, list[Path]], tmp_path: Path) -> Path:
+    """A copy of that recipe and bundle to write into."""
+    recipe, _ = built
+    shutil.copytree(recipe.parent, tmp_path / "engines")
+    return tmp_path / "engines" / recipe.name
