@@ -119,7 +119,7 @@ def common_zero_point(ranges: Sequence[tuple[float, float]], fmt: Format) -> tup
     zeros = np.arange(fmt.qmin, fmt.qmax + 1)[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         above, below = high / (fmt.qmax - zeros), -low / (zeros - fmt.qmin)
-    needed = np.maximum(np.nan_to_num(above, nan=0.0), np.nan_to_num(below, nan=0.0))
+    needed = np.fmax(above, below)  # 0 / 0, where one end needs nothing, is left out
     best = int(((needed / alone) ** 2).sum(axis=1).argmin())
     scales = np.where(needed[best] > 0, np.maximum(needed[best], SMALLEST_SCALE), 1.0)
     return scales.astype(np.float32), zeros[best, 0].astype(np.int32)

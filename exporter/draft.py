@@ -83,9 +83,17 @@ def dequantize(
 
 def assemble(model: onnx.ModelProto, draft: Draft) -> None:
     """Put the new nodes where they belong; the order stays topological."""
-    nodes: Nodes = [new for value in model.graph.input for new in draft.behind[value.name]]
+    nodes: Nodes = [new for value in model.graph.input for new in _behind(draft, value.name)]
     for old in model.graph.node:
-        nodes += [*draft.before[old.name], old, *(new for edge in old.output for new in draft.behind[edge])]
+        nodes += [*draft.before[old.name], old, *(new for edge in old.output for new in _behind(draft, edge))]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(draft.constants.values())
+
+
+def _behind(draft: Draft, edge: str) -> Nodes:
+    """What follows an edge: its new nodes, and what follows those."""
+    found: Nodes = []
+    for new in draft.behind[edge]:
+        found += [new, *(after for made in new.output for after in _behind(draft, made))]
+    return found

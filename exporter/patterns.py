@@ -37,14 +37,14 @@ def code(
         return code_blocks(
             weight, FORMATS[site.format], axis=layer.axis, block=site.block, half=site.compute == "float16"
         )
-    limit = target.pair_limit if input_scale is not None else None
+    integer = input_scale is not None and site.pattern != "cast-multiply"
     return code_weight(
         weight,
         FORMATS[site.format],
         axis=layer.axis,
         bias=bias,
         input_scale=input_scale,
-        pair_limit=limit,
+        pair_limit=target.pair_limit if integer else None,
         half=site.compute == "float16",
     )
 

@@ -96,8 +96,8 @@ def run(model: onnx.ModelProto, halves: Halves, *, read: Read, keep: Keep) -> bo
         return False
     floats, graph = float_edges(model), model.graph
     constants = {t.name: t for t in graph.initializer}
-    typed = [n for n in graph.node if n.op_type not in UNTYPED or floats.intersection(n.output)]
-    in_half = {n.name for n in typed if _half(n, halves.nodes, constants) and floats.intersection(n.output)}
+    typed = [n for n in graph.node if floats.intersection(n.output) or n.op_type not in UNTYPED]
+    in_half = {n.name for n in typed if _half(n, halves.nodes, constants)}
     types = {edge: n.name in in_half for n in graph.node for edge in n.output if edge in floats}
     types |= {value.name: False for value in graph.input if value.name in floats}
     results = {value.name for value in graph.output if types.get(value.name)}

@@ -11,8 +11,10 @@ from quaver.calib.quant import (
     INT8,
     UINT8,
     Format,
+    common_zero_point,
     dequantize,
     fake_quant,
+    half_scale,
     pack_int4,
     quantize,
     round_float8,
@@ -141,3 +143,32 @@ def test_the_scale_of_least_error_is_the_best_of_those_tried():
     tried = np.stack([error((widest * np.float32(1 - k / 50)).astype(np.float32)) for k in range(40)])
     assert np.allclose(error(found), tried.min(axis=0), rtol=1e-5)
     assert np.all(error(found) < 0.8 * error(widest))
+
+
+limits = st.tuples(st.floats(-100, 0), st.floats(0, 100)).filter(lambda r: r[1] - r[0] > 1e-3)
+
+
+@given(st.lists(limits, min_size=1, max_size=3))
+def test_one_zero_point_serves_every_part(ranges):
+    scales, zero = common_zero_point(ranges, UINT8)
+    for scale, (low, high) in zip(scales.astype(float), ranges, strict=True):
+        assert (0 - int(zero)) * scale <= low + 1e-5 * scale * 255 and (
+            255 - int(zero)
+        ) * scale >= high - 1e-5 * scale * 255
+
+
+def test_parts_of_one_shape_lose_nothing_to_the_common_zero_point():
+    scales, zero = common_zero_point([(-1.0, 3.0), (-10.0, 30.0)], UINT8)
+    assert int(zero) == 64 and np.allclose(scales, [3 / 191, 30 / 191])
+
+
+def test_symmetric_parts_share_zero_by_nature():
+    scales, zero = common_zero_point([(-1.0, 3.0), (-40.0, 3.0)], INT8)
+    assert int(zero) == 0 and np.allclose(scales, [3 / 127, 40 / 127])
+
+
+@given(st.floats(1e-9, 6e4))
+def test_a_float16_scale_is_the_next_one_up(scale):
+    rounded = float(half_scale(scale))
+    assert rounded >= np.float32(scale) and np.float16(rounded) == rounded
+    assert float(np.nextafter(np.float16(rounded), np.float16(0))) < np.float32(scale)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from quaver.calib.quant import INT4, INT8, dequantize
-from quaver.exporter.weights import code_weight, pair_sums
+from quaver.exporter.weights import code_blocks, code_weight, pair_sums
 
 weights = hnp.arrays(
     np.float32,
@@ -78,3 +78,48 @@ def test_a_channel_without_weights_keeps_its_bias():
     coded = code_weight(weight, INT8, axis=0, bias=bias, input_scale=0.01)
     assert coded.codes.tolist() == [[0], [127]]
     assert np.allclose(coded.bias * coded.bias_scale, bias, atol=1e-4)
+
+
+@given(hnp.arrays(np.float32, (3, 32, 2), elements=st.floats(-8, 8, width=32, allow_subnormal=False)), st.booleans())
+def test_codes_in_blocks_are_within_half_a_step_of_their_own_block(weight, half):
+    coded = code_blocks(weight, INT4, axis=0, block=16, half=half)
+    assert coded.scale.shape == (3, 2, 2) and coded.codes.shape == weight.shape
+    step = np.repeat(coded.scale, 16, axis=1)
+    assert np.all(np.abs(coded.codes * step - weight) <= step * 0.5001)
+
+
+def test_a_block_lies_along_the_inputs_of_a_product():
+    weight = np.ones((32, 2), np.float32)
+    weight[16:, 1] = 7
+    coded = code_blocks(weight, INT4, axis=1, block=16)
+    assert np.allclose(coded.scale, [[1 / 7, 1 / 7], [1 / 7, 1]]) and (coded.codes == 7).all()
+
+
+def test_blocks_of_four_bits_are_nearer_than_channels_of_four_bits():
+    weight = np.random.default_rng(0).standard_t(4, (256, 64)).astype(np.float32)
+    by_channel, by_block = code_weight(weight, INT4, axis=1), code_blocks(weight, INT4, axis=1, block=32)
+    channel = dequantize(by_channel.codes, by_channel.scale, np.int32(0), axis=1)
+    assert (
+        np.square(by_block.codes * np.repeat(by_block.scale, 32, 0) - weight).sum()
+        < np.square(channel - weight).sum() / 2
+    )
+
+
+@given(weights)
+def test_scales_for_float16_edges_are_float16_numbers(weight):
+    coded = code_weight(weight, INT8, axis=0, half=True)
+    assert np.array_equal(coded.scale, coded.scale.astype(np.float16).astype(np.float32)) and (coded.scale > 0).all()
+    step = coded.scale.reshape(-1, *[1] * (weight.ndim - 1))
+    assert np.all(np.abs(dequantize(coded.codes, coded.scale, np.int32(0), axis=0) - weight) <= step * 0.5001)
+
+
+@pytest.mark.parametrize("kind", ["normal", "student"])
+def test_limited_pairs_cost_less_than_seven_bits(kind):
+    draw = np.random.default_rng(0)
+    weight = draw.standard_normal((64, 64, 3, 3)) if kind == "normal" else draw.standard_t(4, (64, 64, 3, 3))
+    weight = weight.astype(np.float32)
+    limited = code_weight(weight, INT8, axis=0, pair_limit=128)
+    error = np.square(dequantize(limited.codes, limited.scale, np.int32(0), axis=0) - weight).sum()
+    coarse = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 63
+    seven = np.square(np.round(weight / coarse) * coarse - weight).sum()
+    assert error < 0.55 * seven
