@@ -8,6 +8,7 @@ Everything heavy is imported by the verb that needs it.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ from quaver.calib.fanout import Fanout
 from quaver.exporter.stages import STAGES, run_recipe, run_verb
 from quaver.runtime import log
 from quaver.runtime.artifact import write_error
-from quaver.runtime.errors import QuaverError, unknown
+from quaver.runtime.errors import EngineError, QuaverError, unknown
 from quaver.runtime.progress import Progress, quiet
 
 
@@ -73,7 +74,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add_run(verbs, shared)
     add_stages(verbs, shared)
     add_sensitivity(verbs, shared)
+    add_parity(verbs, shared)
     add_generate(verbs, shared)
+    add_lint(verbs, shared)
     add_looks(verbs, shared)
     if argv and not argv[0].startswith("-") and argv[0] not in verbs.choices:
         parser.error(unknown("verb", argv[0], verbs.choices))
@@ -123,6 +126,27 @@ def add_sensitivity(verbs: argparse._SubParsersAction, shared: argparse.Argument
     verb.set_defaults(verb=do_sensitivity, stage="sensitivity")
 
 
+def add_parity(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
+    """`quaver parity BUNDLE_OR_GRAPH`, whose table goes to stdout; status 1 when a layer is bad."""
+    verb = verbs.add_parser("parity", parents=[shared], help="engine against fake-quant against float: the bad layer")
+    verb.add_argument("source", metavar="BUNDLE_OR_QDQ.onnx", type=Path)
+    verb.add_argument("--target", metavar="NAME", default="", help="of a bundle (default: ort-cpu)")
+    verb.add_argument("--float", metavar="FLOAT.onnx", type=Path, dest="floats", help="default: the bundle's")
+    verb.add_argument(
+        "--inputs", metavar="FILE", type=Path, help=".npz or .safetensors (default: the bundle's records)"
+    )
+    verb.add_argument("--records", metavar="N", type=int, default=4, help="of a bundle, over its timesteps (default 4)")
+    verb.add_argument(
+        "--no-engine", action="store_true", help="the graph is not for onnxruntime (default: unet.tensorrt*)"
+    )
+    verb.add_argument("--memory", metavar="MIB", type=float, default=512, help="for activations (default 512)")
+    verb.add_argument(
+        "--tolerance", metavar="NAME=VALUE", action="append", default=[], help="steps, moved, snr, loose, weight, cost"
+    )
+    verb.add_argument("--json", action="store_true", help="every edge, instead of the table")
+    verb.set_defaults(verb=do_parity)
+
+
 def add_generate(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
     """`quaver generate BUNDLE --prompt TEXT`."""
     verb = verbs.add_parser("generate", parents=[shared], help="turn a prompt into a WAV file; needs the base install")
@@ -138,6 +162,17 @@ def add_generate(verbs: argparse._SubParsersAction, shared: argparse.ArgumentPar
     verb.add_argument("--engine", metavar="NAME", help="float, or a target of the bundle (default: ort-cpu)")
     verb.add_argument("--out", metavar="FILE", type=Path, help="default: named after the prompt and the seed")
     verb.set_defaults(verb=do_generate)
+
+
+def add_lint(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
+    """`quaver lint MODEL --target NAME`, whose report goes to stdout."""
+    verb = verbs.add_parser("lint", parents=[shared], help="which kernel every layer of an ONNX file gets, and why")
+    verb.add_argument("model", metavar="MODEL", type=Path, help="an .onnx file, quaver's or anybody's")
+    verb.add_argument("--target", metavar="NAME", required=True, help="ort-cpu, tensorrt-rtx, tensorrt-10, tensorrt-11")
+    verb.add_argument("--capabilities", metavar="SM,SM", default="", help="GPUs of the plan (default: build's, on RTX)")
+    verb.add_argument("--isa", metavar="NAME", default="portable", help="CPU of ort-cpu: portable, native, avx2, ...")
+    verb.add_argument("--json", action="store_true", help="print it as JSON")
+    verb.set_defaults(verb=do_lint)
 
 
 def add_looks(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
@@ -187,15 +222,39 @@ def do_sensitivity(arguments: argparse.Namespace) -> str:
     return "\n".join((describe(load_json(written[0], KIND)), "", *(f"# {path}" for path in written)))
 
 
-def do_generate(arguments: argparse.Namespace) -> list[Path]:
-    """Write one clip."""
-    from quaver.runtime.generate import generate_to_files
+def do_parity(arguments: argparse.Namespace) -> str:
+    """Compare, say so, and fail when a layer is bad."""
+    from quaver.exporter.parity import measure
+    from quaver.exporter.parity.difference import read_tolerance
+    from quaver.exporter.parity.files import find_calls, find_files
+    from quaver.exporter.parity.table import table, text
+    from quaver.exporter.parity.verdict import judge
 
+    tolerance = read_tolerance(arguments.tolerance)
+    quantized, floats = find_files(arguments.source, target=arguments.target, floats=arguments.floats)
+    calls = find_calls(quantized, inputs=arguments.inputs, records=arguments.records)
+    engine = not (arguments.no_engine or quantized.name.startswith("unet.tensorrt"))
+    report = measure(quantized, floats, calls, engine=engine, memory=arguments.memory, progress=shown(arguments))
+    findings = judge(report, tolerance)
+    shown_text = json.dumps(table(report, findings), indent=1) if arguments.json else text(report, findings)
+    if not findings:
+        return shown_text
+    say(shown_text)
+    raise EngineError(f"{quantized.name}: first bad layer: {findings[0].layer} ({findings[0].kind})")
+
+
+def do_generate(arguments: argparse.Namespace) -> list[Path]:
+    """Write one clip, or the latents of one row."""
+    from quaver.runtime.generate import generate_to_files
+    from quaver.runtime.rows import row_name
+
+    rows = arguments.row is not None
+    prompt = row_name(arguments.row) if rows else arguments.prompt
     return generate_to_files(
         arguments.bundle,
-        [arguments.prompt],
+        [prompt],
         [arguments.seed],
-        arguments.out or Path(f"{slug(arguments.prompt)}-{arguments.seed}.wav"),
+        arguments.out or Path(f"{slug(prompt)}-{arguments.seed}.{'npy' if rows else 'wav'}"),
         engine_file=arguments.engine,
         steps=arguments.steps,
         guidance=arguments.guidance,
@@ -203,6 +262,22 @@ def do_generate(arguments: argparse.Namespace) -> list[Path]:
         correct=arguments.correct,
         progress=shown(arguments),
     )
+
+
+def do_lint(arguments: argparse.Namespace) -> str:
+    """Say which kernels a file gets; an error when the target would refuse it."""
+    from quaver.exporter import lint
+    from quaver.exporter.build import BuildSettings
+    from quaver.runtime.errors import EngineError
+
+    default = BuildSettings().compute_capabilities if arguments.target == "tensorrt-rtx" else ()
+    capabilities = [name for name in arguments.capabilities.split(",") if name] or default
+    report = lint.lint(arguments.model, arguments.target, capabilities=capabilities, isa=arguments.isa)
+    text = lint.as_json(report) if arguments.json else lint.describe(report)
+    if report.refused:
+        say(text)
+        raise EngineError(f"{report.target} refuses {report.file}: {report.refused[0]}")
+    return text
 
 
 def do_show(arguments: argparse.Namespace) -> str:
@@ -230,7 +305,4 @@ def slug(text: str) -> str:
 
 
 if __name__ == "__main__":
-    from quaver.runtime.rows import row_name
     sys.exit(main())
-    rows = arguments.row is not None
-    prompt = row_name(arguments.row) if rows else arguments.prompt

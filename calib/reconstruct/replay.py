@@ -56,7 +56,7 @@ def read_graph(model: onnx.ModelProto, *, device: str = "cpu") -> Graph:
 
     Raises: EngineError naming the operators that the replay does not know.
     """
-    nodes = tuple(map(_read_node, model.graph.node))
+    nodes = tuple(map(read_node, model.graph.node))
     known = {node.name for node, proto in zip(nodes, model.graph.node, strict=True) if proto.domain in DOMAINS}
     unknown = Counter(node.op for node in nodes if node.op not in OPERATORS or node.name not in known)
     if unknown:
@@ -107,7 +107,8 @@ def needed(graph: Graph, wanted: Iterable[str], given: Collection[str]) -> list[
     return found[::-1]
 
 
-def _read_node(proto: onnx.NodeProto) -> Node:
+def read_node(proto: onnx.NodeProto) -> Node:
+    """A node of a file; one without a name is called after its first output."""
     value = need("onnx", extra="export").helper.get_attribute_value
     attributes = {a.name: value(a) for a in proto.attribute}
     attributes = {name: v.decode() if isinstance(v, bytes) else v for name, v in attributes.items()}
