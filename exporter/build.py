@@ -23,16 +23,18 @@ from typing import Any, Literal
 from quaver.calib.graph import module_of, read_model
 from quaver.exporter.capability import LACKS, check_capabilities
 from quaver.exporter.islands import islands, named, unpacked
+from quaver.exporter.kernels import disagreements
+from quaver.exporter.lint import Report, lint
 from quaver.exporter.planlog import Compiled, kernel_coverage
 from quaver.exporter.planner import Request
+from quaver.exporter.plantext import summary
 from quaver.exporter.process import ask
 from quaver.runtime.artifact import Stamp, atomic, digest_file, load_json, save_json
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.errors import RecipeError, unknown
+from quaver.runtime.errors import EngineError, RecipeError, unknown
 from quaver.runtime.progress import Progress
 
 KIND = "build"
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def build_target(bundle: Bundle, target: str, settings: BuildSettings, *, stamp:
     sidecar.unlink(missing_ok=True)
     with atomic(plan) as temporary:
         wanted = request(target, settings, graph, temporary)
-        answer = ask(wanted, progress)
+        report = lint(graph, target, capabilities=wanted.capabilities)
+        answer = _ask(wanted, report, progress)
     record = {
         "target": target,
         "built": True,
@@ -111,23 +114,35 @@ def build_target(bundle: Bundle, target: str, settings: BuildSettings, *, stamp:
         "onnx": {"file": graph.name, "digest": digest_file(graph)},
         "plan": {"file": plan.name, "digest": digest_file(plan), "bytes": plan.stat().st_size},
         "memory": answer["bytes"],
-        **findings([Compiled(**layer) for layer in answer["layers"]], sites, graph),
+        **findings([Compiled(**layer) for layer in answer["layers"]], sites, graph, report),
     }
     save_json(sidecar, record, stamp)
     progress.say(summary(record))
     return plan
 
 
-def findings(plan: Sequence[Compiled], sites: Mapping[str, Any], graph: Path) -> dict[str, Any]:
-    """What the compiled layers say: coverage, unpacked weights, islands of floats, and themselves."""
-    nodes = read_model(graph).graph.node
-    modules, multiply = {node.name: module_of(node) for node in nodes}, [n.name for n in nodes if n.op_type in PRODUCTS]
+def findings(plan: Sequence[Compiled], sites: Mapping[str, Any], graph: Path, report: Report) -> dict[str, Any]:
+    """What the compiled layers say: coverage, unpacked weights, islands of floats, where lint was wrong, themselves."""
+    modules = {node.name: module_of(node) for node in read_model(graph).graph.node}
+    work = {row.node: row.macs for row in report.rows}
+    wrong = disagreements(report.predicted, plan)
     return {
-        "coverage": kernel_coverage(plan, meant_layers(sites)),
+        "coverage": kernel_coverage(plan, meant_layers(sites, work)),
         "unpacked": unpacked(plan, modules),
-        "islands": islands(plan, modules, multiply),
+        "islands": islands(plan, modules, work),
+        "lint": {"products": len(report.rows), "agree": len(report.rows) - len(wrong), "disagreements": wrong},
         "layers": named(plan, modules),
     }
+
+
+def _ask(wanted: Request, report: Report, progress: Progress) -> dict[str, Any]:
+    """The builder's answer; when it refuses the graph, with what lint has against it."""
+    try:
+        return ask(wanted, progress)
+    except EngineError as error:
+        if not report.refused:
+            raise
+        raise EngineError(f"{error}; 'quaver lint' says: {report.refused[0]}") from error
 
 
 def plan_targets(targets: Iterable[str]) -> list[str]:
@@ -210,23 +225,9 @@ def request(target: str, settings: BuildSettings, graph: Path, plan: Path) -> Re
     )
 
 
-def meant_layers(sites: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What the exporter coded, layers and products of activations: name, node and macs, from the site file."""
-    coded = {site["node"] for site in sites["sites"] if site["role"] in ("input", "part", "operand")}
+def meant_layers(sites: Mapping[str, Any], work: Mapping[str, int | None]) -> list[Mapping[str, Any]]:
+    """What the exporter coded, layers and products of activations: name, node and macs; `work` is macs by node."""
+    coded = {site["node"]: site["role"] for site in sites["sites"] if site["role"] in ("input", "part", "operand")}
     layers = [layer for layer in sites["layers"] if layer["node"] in coded]
-    apart = dict.fromkeys(s["node"] for s in sites["sites"] if s["role"] == "operand")
-    return [*layers, *({"name": node, "node": node, "macs": None} for node in apart)]
-
-
-def summary(record: Mapping[str, Any]) -> str:
-    """One line for the log."""
-    covered = record["coverage"]
-    where, size = ", ".join(record["compute_capabilities"]) or "this GPU", record["plan"]["bytes"] / 1e6
-    extra = [f"{len(record['unpacked'])} weights unpacked by their own kernels"] * bool(record["unpacked"])
-    return "; ".join(
-        [
-            f"{record['target']} plan for {where}, {size:.1f} MB: {covered['integer']} of {covered['meant']} layers "
-            f"meant for INT8 run in INT8 kernels ({covered['by_macs']:.1%} of their multiply-accumulates)",
-            *extra,
-        ]
-    )
+    apart = [node for node, role in coded.items() if role == "operand"]
+    return [*layers, *({"name": node, "node": node, "macs": work.get(node)} for node in apart)]

@@ -2,7 +2,7 @@
 
             int8, int4    float8
     SM75        no          no      Turing; measured: INT8 convolutions compile to float kernels without a word, INT8
-                                    products, INT4 and 32-bit products are refused
+                                    products are refused in 32-bit graphs and compile in 16-bit ones, INT4 is refused
     SM80, 86    yes         no      Ampere
     SM89        yes         yes     Ada
     SM120, 121  yes         yes     Blackwell

@@ -1,7 +1,8 @@
 """What this installation and this machine can do.
 
 The processor decides how INT8 runs: with VNNI (or Arm's dot product) products of uint8 and int8 are summed exactly in
-32 bits; with AVX2 alone they are summed in pairs in saturating 16 bits, so that weights must be kept small.
+32 bits; with AVX2 alone they are summed in pairs in saturating 16 bits, so that weights must be kept small. A plan is
+built for the compute capabilities of GPUs, and each multiplies some of the narrow formats (capability).
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
+from quaver.exporter.build import left_out
+from quaver.exporter.capability import LACKS, runs
+
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 EXACT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 
 
 def examine() -> str:
     """Versions, extras, processor and GPU, as text."""
-    return "\n".join([*install_lines(), *extra_lines(), *processor_lines(), f"gpu        {gpu()}"])
+    return "\n".join([*install_lines(), *extra_lines(), *processor_lines(), *plan_lines(), *gpu_lines()])
 
 
 def install_lines() -> Iterator[str]:
@@ -81,11 +85,32 @@ def memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
-def gpu() -> str:
-    """Name and driver of each NVIDIA GPU, as its driver's tool says."""
+def plan_lines() -> Iterator[str]:
+    """Which plans can be built here, and for which GPUs."""
+    for module, names in (("tensorrt_rtx", ["tensorrt-rtx"]), ("tensorrt", ["tensorrt-10", "tensorrt-11"])):
+        reasons = {name: left_out(name) for name in names}
+        if there := [name for name in names if not reasons[name]]:
+            where = f"for {capability_words()}, with or without a GPU" if module == "tensorrt_rtx" else "on its GPU"
+            yield f"plans      {', '.join(there)} {where}"
+        else:
+            yield f"plans      no {' or '.join(names)}: {reasons[names[0]]}"
+
+
+def capability_words() -> str:
+    """The capabilities of RTX GPUs with what they multiply: "SM89 (int8, int4, float8)"."""
+    return ", ".join(f"{name} ({', '.join(runs(name)) or 'floats'})" for name in LACKS)
+
+
+def gpu_lines() -> Iterator[str]:
+    """Name, driver and compute capability of each NVIDIA GPU, as its driver's tool says, and the plans it runs."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "none found: TensorRT-RTX plans can be built here, and not run"
-    return "; ".join(done.stdout.strip().splitlines())
+        yield "gpu        none found: TensorRT-RTX plans can be built here, and not run"
+        return
+    for line in done.stdout.strip().splitlines():
+        *_, number = line.split(",")
+        name = f"SM{number.strip().replace('.', '')}"
+        known = f"runs tensorrt-rtx plans for {name}" if name in LACKS else "runs no tensorrt-rtx plans"
+        yield f"gpu        {line}: {known}"

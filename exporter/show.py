@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from quaver.exporter.plantext import describe_plan
 from quaver.runtime.artifact import read_stamp
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.modelproto import read_metadata
@@ -25,7 +26,7 @@ def describe(path: Path) -> str:
         raise ArtifactError(f"{path} does not exist: name a file or a bundle, for example engines/demo-w8a8")
     try:
         return "\n".join(folder_lines(path) if path.is_dir() else file_lines(path))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ArtifactError(f"{path} cannot be shown ({error}): it is damaged, or no file of quaver") from error
 
 
@@ -44,7 +45,7 @@ def file_lines(path: Path) -> Iterator[str]:
         yield from (f"made from {name} {short(digest)}" for name, digest in stamp.inputs.items())
     else:
         yield "no stamp"
-    yield from CONTENTS.get(path.suffix, no_lines)(path)
+    yield from (CONTENTS.get("".join(path.suffixes[-2:])) or CONTENTS.get(path.suffix, no_lines))(path)
 
 
 def short(digest: str) -> str:
@@ -81,6 +82,11 @@ def json_items(obj: object) -> Iterator[str]:
     yield from (f"  {key} = {cut(json.dumps(value, ensure_ascii=False))}" for key, value in items if key != "stamp")
 
 
+def plan_lines(path: Path) -> Iterator[str]:
+    """A plan's sidecar in words."""
+    yield from describe_plan(json.loads(path.read_text(encoding="utf-8")))
+
+
 def graph_lines(path: Path) -> Iterator[str]:
     """The metadata of an ONNX file."""
     metadata = read_metadata(path).items()
@@ -106,6 +112,8 @@ CONTENTS = {
     ".safetensors": tensor_lines,
     ".jsonl": row_lines,
     ".json": json_lines,
+    ".plan.json": plan_lines,
+    ".plan": lambda path: plan_lines(path.with_name(f"{path.name}.json")),
     ".onnx": graph_lines,
     ".toml": text_lines,
 }

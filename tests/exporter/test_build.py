@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,8 @@ def test_a_real_plan_runs_every_layer_meant_for_int8_in_an_int8_kernel(bundle, c
     assert record["coverage"]["meant"] > 15 and record["coverage"]["by_count"] == 1.0
     assert any(layer["kernel"] == "correlation" and "Int8" in layer["inputs"] for layer in record["layers"])
     assert record["shapes"]["sample"] == [[1, 4, 8, 8], [2, 4, 8, 8], [4, 4, 8, 8]]
-    assert record["memory"]["weights"] > 0 and record["unpacked"] == []
+    assert record["memory"]["weights"] > 0
+    assert record["lint"]["products"] > 30 and record["lint"]["disagreements"] == []
     assert read_stamp(plan) == STAMP and "100.0%" in capsys.readouterr().err
     assert not [p for p in bundle.root.iterdir() if p.name.startswith(".tmp")]
     # what the preset keeps in floats between integer layers is the attention, named by its module
@@ -102,9 +104,9 @@ def test_every_pattern_of_the_target_compiles_to_a_narrow_kernel(tmp_path, op, w
 def test_a_weight_that_its_own_kernel_unpacks_is_named(tmp_path):
     plan, _ = compiled(layer_model("Conv", "int8", "float"), tmp_path)
     sites = {"layers": [{"name": "layer", "node": "layer", "macs": 1}], "sites": [{"layer": "layer", "role": "weight"}]}
-    found = findings(plan, sites, tmp_path / "m.onnx")
+    found = findings(plan, sites, tmp_path / "m.onnx", building.lint(tmp_path / "m.onnx", RTX))
     assert found["unpacked"] == [{"layer": "layer.weight.dq", "from": "Int8", "to": "Float"}]
-    assert found["coverage"]["meant"] == 0 and found["islands"] == []
+    assert found["coverage"]["meant"] == 0 and found["islands"] == [] and found["lint"]["disagreements"] == []
 
 
 @pytest.mark.slow
@@ -244,14 +246,31 @@ def test_an_interrupted_build_leaves_neither_files_nor_a_process(bundle, monkeyp
     assert set(bundle.root.iterdir()) == before and children[0].poll() is not None
 
 
-@pytest.mark.slow
-def test_a_graph_tensorrt_cannot_parse_is_refused_in_its_words(bundle):
-    pytest.importorskip("tensorrt_rtx")
+def test_a_file_that_is_no_graph_is_refused_before_the_builder_starts(bundle, monkeypatch):
     exported(bundle)
+    monkeypatch.setattr(building, "find_spec", lambda name: True)
     bundle.qdq(RTX).write_bytes(b"no graph")
-    with pytest.raises(EngineError, match=r"cannot parse unet\.tensorrt-rtx\.onnx"):
+    with pytest.raises(ArtifactError, match=r"unet\.tensorrt-rtx\.onnx is no ONNX file"):
         run(bundle)
     assert not bundle.plan(RTX).exists()
+
+
+@pytest.mark.slow
+def test_a_graph_tensorrt_cannot_parse_is_refused_in_its_words(tmp_path):
+    model = layer_model("Conv", "int8", "int8")
+    model.graph.node[-1].op_type = "Convolution"
+    with pytest.raises(EngineError, match=r"tensorrt_rtx cannot parse m\.onnx: "):
+        compiled(model, tmp_path)
+
+
+def test_what_lint_knew_is_said_when_the_builder_refuses(bundle, monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+    exported(bundle)
+    report = building.lint(bundle.qdq(RTX), RTX)
+    monkeypatch.setattr(building, "lint", lambda *_, **__: replace(report, refused=("conv: blocks do not build",)))
+    planner(monkeypatch, "import json; print(json.dumps({'error': 'Internal error 10'}))")
+    with pytest.raises(EngineError, match=r"Internal error 10; 'quaver lint' says: conv: blocks do not build"):
+        run(bundle)
 
 
 @pytest.fixture
