@@ -124,9 +124,14 @@ def _check_reference(tensor: onnx.TensorProto, path: Path) -> None:
 
 
 def nbytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of a tensor's values."""
-    dtype = need("onnx", extra="export").helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return math.prod(tensor.dims) * dtype.itemsize
+    """Bytes of a tensor's values; those of 2 and 4 bits share bytes."""
+    onnx = need("onnx", extra="export")
+    kind, dtype = (
+        onnx.TensorProto.DataType.Name(tensor.data_type),
+        onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type),
+    )
+    bits = 4 if kind.endswith(("INT4", "E2M1")) else 2 if kind.endswith("INT2") else 8 * dtype.itemsize
+    return -(-math.prod(tensor.dims) * bits // 8)
 
 
 def _number(said: dict[str, str], key: str, default: int) -> int:
