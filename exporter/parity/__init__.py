@@ -38,6 +38,7 @@ from quaver.exporter.parity.executors import (
 from quaver.exporter.parity.rows import Row, compare_edge
 from quaver.exporter.parity.segments import Cut, carriers, cut, raw, segment, twins
 from quaver.exporter.parity.weights import WeightError, compare_weights
+from quaver.runtime.errors import EngineError
 from quaver.runtime.progress import Progress
 
 BYTES = 8  # of an element while it is compared
@@ -89,6 +90,8 @@ def measure(
     """
     whole = cut(load_model(quantized, weights=False), quantized.parent)
     reference = None if floats is None else executor("float", load_model(floats, weights=False), floats.parent)
+    if not whole.edges:
+        raise EngineError(f"{quantized} computes nothing from its inputs: name a quantized denoiser")
     opened = open_engine(quantized) if engine else nullcontext()
     with opened as kernels, progress.bar(len(whole.edges), "parity") as bar:
         runs = _runs(whole, kernels, reference)

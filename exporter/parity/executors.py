@@ -119,7 +119,7 @@ def engine_names(whole: Cut, engine: Executor) -> dict[str, str]:
         for node in engine.model.graph.node
         if node.name and named[node.name] == 1 and node.output[0] not in old
     }
-    found = {}
+    found: dict[str, str] = {}
     for edge in whole.edges:
         same = [name for name in carriers(whole, edge) if name in engine.edges]
         maker = layer_of(whole, edge)

@@ -67,7 +67,7 @@ def _agreement(rows: Sequence[Row], name: str) -> str:
         share = max(local.share for local in codes)
         parts.append(f"codes move by {max(local.largest for local in codes):.3g} at most, {share:.3%} of an edge")
     if floats:
-        parts.append(f"floats agree to {min(local.snr for local in floats):.1f} dB")
+        parts.append(f"floats agree to {_db(min(floats, key=lambda local: local.snr))} dB")
     return "; ".join(parts)
 
 
@@ -79,16 +79,16 @@ def _cost(report: Report) -> Iterator[str]:
             yield f"        below {level} dB from {layer_of(report.whole, first.edge)}"
     worst = {row.edge for row, _, _ in sorted(rows, key=lambda item: item[2].snr)[:ROWS]}
     heads = ("cost", "alone", "engine", "alone")
-    yield "\n" + f"{'costliest layers, dB':<70} {'kernel':<20}" + "".join(f"{head:>8}" for head in heads)
+    yield "\n" + f"{'costliest layers, dB':<74} {'kernel':<20}" + "".join(f"{head:>8}" for head in heads)
     for row, cost, alone in rows:
         if row.edge in worst:
             numbers = "".join(f"{_db(found):>8}" for found in (cost, alone, row.engine, row.engine_local))
-            yield f"{str(layer_of(report.whole, row.edge))[:70]:<70} {row.kernel[:20]:<20}{numbers}"
+            yield f"{str(layer_of(report.whole, row.edge))[:74]:<74} {row.kernel[:20]:<20}{numbers}"
     yield ""
 
 
 def _db(found: Difference | None) -> str:
-    return "-" if found is None else f"{found.snr:.1f}" if found.snr < 200 else "exact"
+    return "-" if found is None else f"{found.snr:.1f}"
 
 
 def _edge(report: Report, row: Row) -> dict[str, Any]:
