@@ -2,9 +2,9 @@
 
     state[e] = merge over batches of what the values of edge e in a call show,    both guidance branches in each call
 
-Min-max needs the extremes alone, which are computed in the graph, for all edges at once. A histogram needs the values:
-edges leave the graph in as many passes as it takes to keep at most `memory` MiB of them at once, and of each edge at
-most `values` evenly spaced ones are counted per call (extremes stay exact).
+Extremes are computed in the graph. A histogram needs values: the graph gives at most `values` evenly spaced ones of an
+edge a call, so that no activation leaves it whole, in as many passes over the edges as `memory` MiB of them take (one,
+as a rule).
 
 A shard gives the states [E] of its edges over all its timesteps, which merge exactly with those of others, and the
 ranges [2, E, S] at each of its own.
@@ -23,7 +23,7 @@ from quaver.calib.fanout import Compute
 from quaver.calib.moments import Moments, require_finite
 from quaver.calib.observers import OBSERVERS, Observed, ObserverOptions, extremes, init, merge_all, pack, update
 from quaver.calib.records import Feeds, Records, batches, branches, load_records
-from quaver.calib.taps import COUNT, SUMMARY, open_tapped, read_summaries, tap_counts, tap_summaries, tap_tensors
+from quaver.calib.taps import COUNT, ENDS, SUMMARY, open_tapped, read_summaries, sample_name, tap_samples, tap_summaries
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.family import family_of
 
@@ -56,20 +56,18 @@ class Source:
 
 
 def plan_shards(source: Source, records: Records, edges: Sequence[str], memory: float) -> list[Shard]:
-    """Pass by pass over the edges, timestep by timestep; `memory` [MiB] of activations are held at once."""
-    passes = plan_passes(source, records, edges, memory)
+    """Pass by pass over the edges, timestep by timestep; `memory` [MiB] of values are held at once."""
+    passes = plan_passes(source, edges, memory)
     timesteps, counts = np.unique(records.t, return_counts=True)
     parts = [tuple(timesteps[part].tolist()) for part in split(counts, FEW)]
     return [Shard(part, chosen) for chosen in passes for part in parts]
 
 
-def plan_passes(source: Source, records: Records, edges: Sequence[str], memory: float) -> list[tuple[str, ...]]:
-    """Which edges to take out of the graph together: all when summaries do, else `memory` MiB a batch at most."""
+def plan_passes(source: Source, edges: Sequence[str], memory: float) -> list[tuple[str, ...]]:
+    """Which edges to look at together: all when extremes do, else those whose values fit into `memory` MiB."""
     if not OBSERVERS[source.observer].histogram:
         return [tuple(edges)]
-    with open_tapped(source.bundle.float_unet, partial(tap_counts, edges=edges), outputs=[COUNT]) as run:
-        one = run(branches(records, np.arange(1), source.feeds))[COUNT]
-    parts = split(4 * source.batch * one, memory * 2**20)
+    parts = split(np.full(len(edges), 4 * source.values), memory * 2**20)
     return [tuple(edges[e] for e in part) for part in parts]
 
 
@@ -123,13 +121,9 @@ def open_look(source: Source, edges: Sequence[str], *, threads: int | None) -> I
         with open_tapped(path, tap, outputs=[SUMMARY, COUNT], threads=threads) as run:
             yield lambda feed, t: _extremes(read_summaries(run(feed)), edges, t)
     else:
-        with open_tapped(path, partial(tap_tensors, edges=edges), outputs=edges, threads=threads) as run:
-            yield lambda feed, t: _histograms(run(feed), edges, t, source.values)
-
-
-def thin(values: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of `values` [N], evenly spaced; an odd stride meets every row and column of a power of two."""
-    return values[:: -(-len(values) // most) | 1] if len(values) > most else values
+        tap = partial(tap_samples, edges=edges, most=source.values)
+        with open_tapped(path, tap, outputs=[ENDS, *map(sample_name, range(len(edges)))], threads=threads) as run:
+            yield lambda feed, t: _histograms(run(feed), edges, t)
 
 
 def _extremes(seen: Moments, edges: Sequence[str], t: int) -> list[Observed]:
@@ -137,8 +131,8 @@ def _extremes(seen: Moments, edges: Sequence[str], t: int) -> list[Observed]:
     return [extremes(low, high) for low, high in zip(seen.amin, seen.amax, strict=True)]
 
 
-def _histograms(outputs: Mapping[str, np.ndarray], edges: Sequence[str], t: int, most: int) -> list[Observed]:
-    values = [outputs[edge].ravel() for edge in edges]
-    ends = np.array([[v.min(), v.max()] for v in values])
+def _histograms(outputs: Mapping[str, np.ndarray], edges: Sequence[str], t: int) -> list[Observed]:
+    ends = outputs[ENDS].astype(np.float64).reshape(-1, 3)
     require_finite(ends, edges, t)
-    return [update(extremes(*end), thin(v, most)) for end, v in zip(ends, values, strict=True)]
+    values = (outputs[sample_name(index)] for index in range(len(edges)))
+    return [update(extremes(low, high), v) for (_, low, high), v in zip(ends, values, strict=True)]

@@ -28,14 +28,13 @@ from quaver.calib.activations import Shard, Source, plan_shards
 from quaver.calib.amax import OBSERVED, import_amax
 from quaver.calib.fanout import HERE, Fanout, Work, clear, map_shards
 from quaver.calib.fanout import KIND as SHARD
-from quaver.calib.graph import Layer, activation_edges, layers
+from quaver.calib.graph import Layer, activation_edges, layers, read_model
 from quaver.calib.observers import OBSERVERS, Observed, ObserverOptions, init, merge, unpack
 from quaver.calib.quant import Format
 from quaver.calib.records import Records, load_records
 from quaver.runtime.artifact import Stamp, digest_json, load_tensors, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
-from quaver.runtime.lazy import need
 from quaver.runtime.progress import Progress
 
 KIND = "ranges"
@@ -57,7 +56,7 @@ class RangeSettings:
     over_t: float = 90.0  # percent of the timesteps that the policy "percentile" covers
     batch: int = 8  # records run together
     values: int = 16384  # of an edge that a histogram takes from one call at most
-    memory: float = 512  # MiB of activations held at once
+    memory: float = 512  # MiB of such values held at once
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -118,7 +117,7 @@ def collect_ranges(
 
 def read_graph(path: Path) -> tuple[list[str], list[Layer]]:
     """The edges of a float denoiser that are worth a range, and its layers."""
-    model = need("onnx", extra="calib").load(path, load_external_data=False)
+    model = read_model(path)
     return activation_edges(model), layers(model)
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quaver.calib.graph import read_model
 from quaver.calib.moments import Moments
-from quaver.runtime.errors import ArtifactError, EngineError
+from quaver.runtime.errors import EngineError
 from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:
@@ -27,28 +28,35 @@ if TYPE_CHECKING:
 
 # Where a model that comes as bytes finds its external weights (onnxruntime, session configuration keys).
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-SUMMARY, COUNT = "quaver.tap.summary", "quaver.tap.count"
+SUMMARY, COUNT, ENDS = "quaver.tap.summary", "quaver.tap.count", "quaver.tap.ends"
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # feeds by name -> outputs by name
-
-
-def tap_counts(model: onnx.ModelProto, edges: Sequence[str]) -> None:
-    """Add to `model` the output COUNT int64 [E]: how many elements each edge has in a call."""
-    onnx = need("onnx", extra="calib")
-    _require_edges(model, edges)
-    _add_constant(model, "quaver.tap.flat", np.array([-1], np.int64))
-    for index, edge in enumerate(edges):
-        model.graph.node.extend(_count_nodes(onnx.helper.make_node, edge, _names(index)))
-    _add_output(model, COUNT, onnx.TensorProto.INT64, [_names(index)["count"] for index in range(len(edges))])
 
 
 def tap_summaries(model: onnx.ModelProto, edges: Sequence[str]) -> None:
     """Add to `model` the outputs COUNT int64 [E] and SUMMARY [4 E]: mean, m2, min and max of each edge."""
     onnx = need("onnx", extra="calib")
-    tap_counts(model, edges)
-    for index in range(len(edges)):
-        model.graph.node.extend(_summary_nodes(onnx.helper.make_node, _names(index)))
+    _tap_each(model, edges, _count_nodes, _summary_nodes)
     parts = [_names(index)[key] for index in range(len(edges)) for key in ("mean", "m2", "min", "max")]
     _add_output(model, SUMMARY, onnx.TensorProto.FLOAT, parts)
+    _add_output(model, COUNT, onnx.TensorProto.INT64, [_names(index)["count"] for index in range(len(edges))])
+
+
+def tap_samples(model: onnx.ModelProto, edges: Sequence[str], most: int) -> None:
+    """Add to `model` the outputs ENDS [3 E], mean, min and max of each edge, and `sample_name` of each edge's index.
+
+    A sample is every k-th value of an edge of n, k = ceil(n / most) or one more: at most `most` evenly spaced ones. k
+    is odd, so that it meets every row and column of a power of two.
+    """
+    onnx = need("onnx", extra="calib")
+    for name, value in {"zero": 0, "one": 1, "two": 2, "most": most, "less": most - 1, "end": 1 << 62}.items():
+        _add_constant(model, f"quaver.tap.{name}", np.array([value], np.int64))
+    _tap_each(model, edges, _count_nodes, _sample_nodes)
+    for index in range(len(edges)):
+        model.graph.output.append(
+            onnx.helper.make_tensor_value_info(sample_name(index), onnx.TensorProto.FLOAT, [sample_name(index)])
+        )
+    parts = [_names(index)[key] for index in range(len(edges)) for key in ("mean", "min", "max")]
+    _add_output(model, ENDS, onnx.TensorProto.FLOAT, parts)
 
 
 def tap_tensors(model: onnx.ModelProto, edges: Sequence[str]) -> None:
@@ -57,6 +65,11 @@ def tap_tensors(model: onnx.ModelProto, edges: Sequence[str]) -> None:
     _require_edges(model, edges)
     present = {value.name for value in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=edge) for edge in edges if edge not in present)
+
+
+def sample_name(index: int) -> str:
+    """The output with values of the edge of an index."""
+    return f"quaver.tap.{index}.sample"
 
 
 def read_summaries(outputs: Mapping[str, np.ndarray]) -> Moments:
@@ -71,25 +84,33 @@ def open_tapped(
 ) -> Iterator[Run]:
     """Run the model at `path` in onnxruntime after `tap` has changed it; `outputs` are those wanted (all when empty).
 
-    Only the graph is rewritten, in memory: external weights stay on disk, and nothing is written.
+    Only the graph is rewritten, in memory: weights stay on disk, mapped from the file itself, and nothing is written.
     Raises: ArtifactError when the file is missing, EngineError when onnxruntime refuses the graph.
     """
-    onnx, ort = need("onnx", extra="calib"), need("onnxruntime", extra="calib")
-    if not path.exists():
-        raise ArtifactError(f"{path} does not exist: 'quaver run RECIPE' writes it")
-    model = onnx.load(path, load_external_data=False)
+    ort = need("onnxruntime", extra="calib")
+    model = read_model(path)
     tap(model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    options.enable_mem_pattern = False  # a second run would plan for one large piece, beside what the first holds
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a dozen classes of its own
         raise EngineError(f"onnxruntime refuses {path.name} with taps ({error}): trace the model anew") from error
-    del model  # weights that lie in the file are in the session now
     names = list(outputs) or [output.name for output in session.get_outputs()]
     yield lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def _tap_each(model: onnx.ModelProto, edges: Sequence[str], *parts: Callable[..., list[Any]]) -> None:
+    """Add the nodes of `parts` for every edge."""
+    make_node = need("onnx", extra="calib").helper.make_node
+    _require_edges(model, edges)
+    _add_constant(model, "quaver.tap.flat", np.array([-1], np.int64))
+    for index, edge in enumerate(edges):
+        for part in parts:
+            model.graph.node.extend(part(make_node, edge, _names(index)))
 
 
 def _count_nodes(node: Callable[..., Any], edge: str, names: Mapping[str, str]) -> list[Any]:
@@ -99,7 +120,23 @@ def _count_nodes(node: Callable[..., Any], edge: str, names: Mapping[str, str]) 
     ]
 
 
-def _summary_nodes(node: Callable[..., Any], names: Mapping[str, str]) -> list[Any]:
+def _sample_nodes(node: Callable[..., Any], edge: str, names: Mapping[str, str]) -> list[Any]:
+    """k = 2 floor(ceil(n / most) / 2) + 1."""
+    along = ("quaver.tap.zero", "quaver.tap.end", "quaver.tap.zero")
+    return [
+        node("Add", [names["count"], "quaver.tap.less"], [names["more"]]),
+        node("Div", [names["more"], "quaver.tap.most"], [names["every"]]),
+        node("Div", [names["every"], "quaver.tap.two"], [names["half"]]),
+        node("Mul", [names["half"], "quaver.tap.two"], [names["even"]]),
+        node("Add", [names["even"], "quaver.tap.one"], [names["odd"]]),
+        node("Slice", [names["flat"], *along, names["odd"]], [names["sample"]]),
+        node("ReduceMean", [names["flat"]], [names["mean"]], keepdims=1),
+        node("ReduceMin", [names["flat"]], [names["min"]], keepdims=1),
+        node("ReduceMax", [names["flat"]], [names["max"]], keepdims=1),
+    ]
+
+
+def _summary_nodes(node: Callable[..., Any], edge: str, names: Mapping[str, str]) -> list[Any]:
     return [
         node("ReduceMean", [names["flat"]], [names["mean"]], keepdims=1),
         node("Sub", [names["flat"], names["mean"]], [names["centred"]]),
@@ -110,7 +147,8 @@ def _summary_nodes(node: Callable[..., Any], names: Mapping[str, str]) -> list[A
 
 
 def _names(index: int) -> dict[str, str]:
-    return {key: f"quaver.tap.{index}.{key}" for key in ("flat", "count", "mean", "centred", "m2", "min", "max")}
+    keys = ("flat", "count", "mean", "centred", "m2", "min", "max", "more", "every", "half", "even", "odd", "sample")
+    return {key: f"quaver.tap.{index}.{key}" for key in keys}
 
 
 def _add_output(model: onnx.ModelProto, name: str, kind: int, parts: Sequence[str]) -> None:

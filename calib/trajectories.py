@@ -14,13 +14,12 @@ from functools import partial
 import numpy as np
 
 from quaver.calib.fanout import Compute
-from quaver.calib.graph import Layer, layers
+from quaver.calib.graph import Layer, layers, read_model
 from quaver.calib.moments import Moments, merge_moments, no_moments, require_finite
 from quaver.calib.taps import Run, open_tapped, read_summaries, tap_summaries
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.denoise import initial_noise, step_noise
 from quaver.runtime.guide import Rows, guide
-from quaver.runtime.lazy import need
 from quaver.runtime.sample import SAMPLERS, SamplingSettings, Step
 from quaver.runtime.schedule import timesteps, to_eps
 from quaver.runtime.session import FLOAT, Session, open_bundle
@@ -87,7 +86,7 @@ def open_trajectories(source: Source, *, threads: int | None) -> Iterator[Comput
 
 def read_layers(bundle: Bundle) -> list[Layer]:
     """The layers of a bundle's float denoiser."""
-    return layers(need("onnx", extra="calib").load(bundle.float_unet, load_external_data=False))
+    return layers(read_model(bundle.float_unet))
 
 
 def first_readers(found: Sequence[Layer]) -> dict[str, str]:

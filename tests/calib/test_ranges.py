@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from quaver.calib import activations, fanout, ranges
-from quaver.calib.activations import Shard, Source, plan_shards, split, thin
+from quaver.calib.activations import Shard, Source, plan_shards, split
 from quaver.calib.capture import CaptureSettings, capture
 from quaver.calib.fanout import Fanout, Work, map_shards
 from quaver.calib.observers import ObserverOptions
@@ -201,13 +201,6 @@ def test_an_edge_that_is_not_finite_is_named_by_a_worker_too(captured: Bundle) -
 
 def test_edges_are_split_by_their_size_in_order() -> None:
     assert split(np.array([3.0, 3, 3, 9, 1]), 6) == [[0, 1], [2], [3], [4]]
-
-
-def test_thinning_meets_every_column_and_keeps_short_ones_whole() -> None:
-    column = np.tile(np.arange(16), 4096)
-    thinned = thin(column, 1000)
-    assert 900 < len(thinned) <= 1000 and np.bincount(thinned).min() > 50
-    assert thin(column[:1000], 1000) is not None and len(thin(column[:1000], 1000)) == 1000
 
 
 def test_the_extremes_stay_exact_when_values_are_thinned(captured: Bundle) -> None:

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from quaver.calib.moments import variance
-from quaver.calib.taps import open_tapped, read_summaries, tap_summaries, tap_tensors
+from quaver.calib.taps import ENDS, open_tapped, read_summaries, sample_name, tap_samples, tap_summaries, tap_tensors
 from quaver.runtime.errors import ArtifactError, EngineError
 
 EDGES = ["x", "far", "last"]
@@ -47,6 +47,23 @@ def test_summaries_equal_numpy_on_the_stored_activations(path: Path, x: np.ndarr
     # Sums of squares in float32 would leave nothing of a variance of 1 around 1000.
     np.testing.assert_allclose(variance(got), [s.var(dtype=np.float64) for s in stored], rtol=1e-5)
     assert got.amin.tolist() == [s.min() for s in stored] and got.amax.tolist() == [s.max() for s in stored]
+
+
+@pytest.mark.parametrize(("most", "every"), [(60_000, 1), (59_999, 3), (20_000, 3), (16_384, 5), (1000, 61)])
+def test_samples_are_every_kth_value_and_the_ends_of_all(path: Path, x: np.ndarray, most: int, every: int) -> None:
+    with open_tapped(path, lambda model: tap_samples(model, EDGES, most)) as run:
+        outputs = run({"x": x})
+    np.testing.assert_array_equal(outputs[sample_name(0)], x.ravel()[::every])
+    assert all(len(outputs[sample_name(index)]) <= most for index in range(3))
+    ends = outputs[ENDS].reshape(3, 3)
+    assert ends[0, 1:].tolist() == [x.min(), x.max()] and ends[0, 0] == pytest.approx(x.mean(), abs=1e-5)
+
+
+def test_samples_meet_every_column_of_a_power_of_two(path: Path) -> None:
+    x = np.tile(np.arange(16, dtype=np.float32), 3 * 4096).reshape(4, 3, -1)
+    with open_tapped(path, lambda model: tap_samples(model, EDGES, 1000)) as run:
+        sample = run({"x": x})[sample_name(0)]
+    assert 900 < len(sample) <= 1000 and np.bincount(sample.astype(int)).min() > 50
 
 
 def test_the_outputs_of_the_model_stay(path: Path, x: np.ndarray) -> None:
