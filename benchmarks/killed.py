@@ -152,7 +152,9 @@ def plan(names: list[str], kills: int, rng: np.random.Generator) -> list[str]:
 def follow(command: Sequence[str], stage: str = "", after: float = 0.0) -> Course:
     """Run a command in a process group of its own; a `stage` that begins is killed with all of it, `after` seconds."""
     course, running, since = Course(), "", 0.0
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
         timer = threading.Timer(after, kill, [child.pid])
         for line in child.stderr or ():
             name, _, said = line.rstrip().partition(": ")

@@ -58,10 +58,10 @@ def _captions(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             row = _row(line) if json_lines else {"text": line}
-            text, split, place = row.get("text"), row.get("split", ""), f"prompts.source {path}: line {number}"
-            if not isinstance(text, str):
+            said, split, place = row.get("text"), row.get("split", ""), f"prompts.source {path}: line {number}"
+            if not isinstance(said, str):
                 raise RecipeError(f'{place} is no JSON object with a text: write it as {{"text": "a dog barking"}}')
-            caption = " ".join(text.split())
+            caption = " ".join(said.split())
             if not 0 < len(caption) <= LONGEST or not caption.isprintable():
                 raise RecipeError(
                     f"{place} is no caption of 1 to {LONGEST} printable characters (it has {len(caption)}): mend it"
