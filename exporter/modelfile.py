@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -61,32 +61,37 @@ def save_model(
     *,
     embedded: int | None = None,
     accept: Callable[[Path], object] = lambda path: None,
+    memory: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a model with its stamp; above `embedded` bytes (EMBEDDED) its weights leave it and go to `path`.data.
 
-    References to weights elsewhere are relative to the folder of `path`. `accept` is called with the finished file
-    before that takes its place; what it raises leaves the old one. Raises: ArtifactError when the place cannot be
-    written, or a weight is not where it should be.
+    References to weights elsewhere are relative to the folder of `path`, or locations in `memory`. `accept` is called
+    with the finished file before that takes its place; what it raises leaves the old one. Raises: ArtifactError when
+    the place cannot be written, or a weight is not where it should be.
     """
-    with open_weights(path) as weights:
+    with open_weights(path, memory=memory) as weights:
         return weights.save(model, stamp, embedded=embedded, accept=accept)
 
 
 @contextmanager
-def open_weights(path: Path, *, source: Path | None = None) -> Iterator[Weights]:
+def open_weights(
+    path: Path, *, source: Path | None = None, memory: Mapping[str, np.ndarray] | None = None
+) -> Iterator[Weights]:
     """Room for the constants of a model to be written to `path`, from one whose weights lie in the folder `source`.
 
-    Raises: ArtifactError when the place cannot be written.
+    `memory` holds those that lie in no file, by their location. Raises: ArtifactError when the place cannot be written.
     """
     with staging(path) as folder, (folder / f"{path.name}.data").open("w+b") as file:
-        yield Weights(path, (source or path.parent).resolve(), folder.resolve(), file)
+        yield Weights(path, (source or path.parent).resolve(), memory or {}, folder.resolve(), file)
 
 
 class Weights:
     """The constants of a model that is being made: read where they lie, kept on disk as they come, saved as a whole."""
 
-    def __init__(self, path: Path, source: Path, folder: Path, file: BinaryIO) -> None:
-        self.path, self.source, self.file = path, source, file
+    def __init__(
+        self, path: Path, source: Path, memory: Mapping[str, np.ndarray], folder: Path, file: BinaryIO
+    ) -> None:
+        self.path, self.source, self.memory, self.file = path, source, memory, file
         self.graph, self.data = folder / path.name, folder / f"{path.name}.data"
 
     def read(self, tensor: onnx.TensorProto) -> np.ndarray:
@@ -139,7 +144,7 @@ class Weights:
                 refer(tensor, self.data.name, int(place["offset"]), size_of(tensor))
         yield model.SerializeToString(deterministic=True)
 
-    def _whole(self, model: onnx.ModelProto) -> Iterator[bytes]:
+    def _whole(self, model: onnx.ModelProto) -> Iterator[bytes | memoryview]:
         """A model as one message; its constants, from wherever they lie, come behind the rest of its graph."""
         rest = _but(model.graph, "initializer").SerializeToString(deterministic=True)
         starts, sizes = [], []
@@ -154,10 +159,13 @@ class Weights:
             yield start
             yield from self._bytes(tensor)
 
-    def _bytes(self, tensor: onnx.TensorProto) -> Iterator[bytes]:
+    def _bytes(self, tensor: onnx.TensorProto) -> Iterator[bytes | memoryview]:
         """The raw bytes of a constant, in pieces when they come from a file."""
         if not (place := _place(tensor)):
             yield tensor.raw_data
+            return
+        if (held := self.memory.get(place["location"])) is not None:
+            yield held.reshape(-1).view(np.uint8).data
             return
         path, left = self.source / place["location"], size_of(tensor)
         if path == self.data:
