@@ -112,10 +112,11 @@ def common_zero_point(ranges: Sequence[tuple[float, float]], fmt: Format) -> tup
     With a zero point z, [low, high] needs s = max(high / (qmax - z), -low / (z - qmin)): codes of all parts can then be
     joined into one tensor and told apart by scale alone. Raises: as `scale_zero_point`.
     """
-    alone, zero = scale_zero_point(*np.transpose(ranges), fmt)
+    lows, highs = np.transpose(ranges)
+    alone, zero = scale_zero_point(lows, highs, fmt)
     if fmt.symmetric:
         return alone, zero[0]
-    low, high = np.minimum(np.transpose(ranges)[0], 0.0), np.maximum(np.transpose(ranges)[1], 0.0)
+    low, high = np.minimum(lows, 0.0), np.maximum(highs, 0.0)
     zeros = np.arange(fmt.qmin, fmt.qmax + 1)[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         above, below = high / (fmt.qmax - zeros), -low / (zeros - fmt.qmin)

@@ -69,17 +69,19 @@ def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: 
             codes = usable(learned, found, sites, target) if learned else {}
             moved = {**ranges, **(learned.ranges if learned and learned.target == target.name else {})}
             with open_weights(bundle.qdq(target.name)) as weights:
-                store = {"read": weights.read, "keep": weights.keep}
+                read, keep = weights.read, weights.keep
                 whole = target.half and settings.floats == "float16"
-                halves = half.choose(model, sites, target, moved, whole=whole, read=weights.read)
+                halves = half.choose(model, sites, target, moved, whole=whole, read=read)
                 sites = half.settle(sites, halves, model)
-                insert(model, found, sites, moved, target, learned=codes, say=progress.say, **store)
-                half.run(model, halves, **store)
+                insert(model, found, sites, moved, target, learned=codes, read=read, keep=keep, say=progress.say)
+                half.run(model, halves, read=read, keep=keep)
                 check(model, target)
                 save_json(bundle.sites(target.name), site_table(found, sites, target), stamp)
                 weights.save(model, stamp, accept=load_once if target.name == "ort-cpu" else lambda path: None)
             bar.step()
             progress.say(summary(found, sites, target) + f", {len(codes)} with learned rounding" * bool(codes))
+            for remark in remarks(sites, target, settings):
+                progress.say(f"{target.name}: {remark}")
     return bundle.qdq(targets[-1].name)
 
 
@@ -138,3 +140,15 @@ def summary(found: Sequence[Layer], sites: Sequence[Site], target: Target) -> st
         f"{target.name}: {share['layers']} of {share['of_layers']} layers in integers, "
         f"{share['by_macs']:.0%} of the multiply-accumulates"
     )
+
+
+def remarks(sites: Sequence[Site], target: Target, settings: ExportSettings) -> list[str]:
+    """What whoever asked for this should know."""
+    found = []
+    if wide := sum(site.role == "input" and site.format == "uint16" for site in sites):
+        found.append(f"{wide} layers read 16-bit codes: nearly exact, and no faster than float, whose kernels run them")
+    if settings.floats == "float16" and not target.half:
+        found.append("it has no float16 kernels, so what stays float is float32")
+    if islands := sum(site.role == "island" for site in sites):
+        found.append(f"{islands} nodes stay float32 amid float16; their sites say why")
+    return found

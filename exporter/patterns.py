@@ -62,7 +62,9 @@ def write_weight(draft: Draft, layer: Layer, coded: Coded, site: Site, module: s
     codes = constant(draft, f"{name}.codes", coded.codes, fmt)
     if site.pattern == "dequantize-cast-dequantize":
         chain += [
-            dequantize(draft, codes, np.float32(1), INT4, f"{name}.unscaled", module, half=site.compute == "float16")
+            dequantize(
+                draft, codes, np.ones((), np.float32), INT4, f"{name}.unscaled", module, half=site.compute == "float16"
+            )
         ]
         codes = f"{name}.unscaled"
     if site.pattern in ("cast-dequantize", "dequantize-cast-dequantize"):

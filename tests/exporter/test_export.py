@@ -6,8 +6,10 @@ import pytest
 from quaver.calib.graph import layers
 from quaver.calib.quant import UINT8, scale_zero_point
 from quaver.calib.rules import Rule
-from quaver.exporter.export import ExportSettings, export, read_ranges
+from quaver.exporter.export import ExportSettings, export, read_ranges, remarks
 from quaver.exporter.modelfile import load_model, save_model
+from quaver.exporter.placement import Site
+from quaver.exporter.targets import ORT_CPU, TENSORRT_RTX
 from quaver.runtime.artifact import Stamp, load_json, read_stamp, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
@@ -149,3 +151,19 @@ def test_no_target_is_an_error_that_says_what_to_name(bundle):
 def test_site_files_are_json_that_anyone_can_read(exported):
     table = json.loads(exported.sites("tensorrt-rtx").read_text())
     assert table["target"] == "tensorrt-rtx" and {"edge", "layer", "format", "reason"} <= table["sites"][0].keys()
+
+
+def test_what_is_slow_or_not_as_asked_is_said():
+    half, wide = ExportSettings(floats="float16"), Site("x", "a", "a", "input", "uint16", "ranges", "test")
+    assert remarks([], TENSORRT_RTX, half) == []
+    assert "no float16 kernels" in remarks([], ORT_CPU, half)[0]
+    assert "1 layers read 16-bit codes" in remarks([wide], ORT_CPU, ExportSettings())[0]
+
+
+def test_a_float16_graph_lists_the_nodes_it_keeps_in_float32(bundle, feeds):
+    reference = answers(bundle.float_unet, feeds)
+    run(bundle, targets=("tensorrt-rtx",), floats="float16")
+    sites = load_json(bundle.sites("tensorrt-rtx"), "export")["sites"]
+    assert {s["format"] for s in sites if s["role"] == "layer"} == {"float16"}
+    assert all("radians" in s["reason"] for s in sites if s["role"] == "island")
+    assert np.linalg.norm(answers(bundle.qdq("tensorrt-rtx"), feeds) - reference) / np.linalg.norm(reference) < 0.05

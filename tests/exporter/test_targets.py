@@ -93,7 +93,12 @@ def test_weights_are_limited_where_the_named_instruction_set_saturates(isa, limi
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [("sse avx2", "avx2"), ("avx2 avx_vnni", "avx-vnni"), ("avx512f avx512_vnni avx_vnni", "avx512-vnni"), ("", "avx2")],
+    [
+        ("sse avx2", "avx2"),
+        ("avx2 avx_vnni", "avx-vnni"),
+        ("avx512f avx512_vnni avx_vnni", "avx512-vnni"),
+        ("", "avx2"),
+    ],
 )
 def test_the_instruction_set_follows_the_cpu_flags(tmp_path: Path, monkeypatch, flags, expected):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
