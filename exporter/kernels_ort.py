@@ -42,7 +42,9 @@ def predict(product: Product) -> Kernel:
 
 def _native(product: Product) -> str:
     fused = product.op == "MatMulInteger" and product.left.behind == "DynamicQuantizeLinear"
-    return "DynamicQuantizeMatMul" if fused and product.after[:2] == ("Cast", "Mul") else product.op
+    if not fused or product.after[:2] != ("Cast", "Mul"):
+        return product.op
+    return "DynamicQuantizeMatMul" if product.left.readers == 1 else "MatMulIntegerToFloat"
 
 
 def _integer(product: Product) -> str:
@@ -95,8 +97,9 @@ def _why_operand(role: str, operand: Operand) -> Iterator[str]:
         yield f"its {role} has {codes.format} codes{cast}"
     if codes.real != "float32":
         yield f"the scales of its {role} are {codes.real}; onnxruntime fuses float32 ones on CPUs"
-    if not operand.constant and codes.format == "int8" and not codes.zero:
-        yield f"its {role} is signed and has no zero point"
+    if not operand.constant and codes.format == "int8" and (operand.readers > 1 or not codes.zero):
+        how = "has no zero point" if not codes.zero else f"is read by {operand.readers} nodes"
+        yield f"its {role} is signed and {how}, so it is not made unsigned; use uint8"
 
 
 def _why_uncoded_weight(product: Product) -> Iterator[str]:

@@ -71,16 +71,24 @@ def _float_type(product: Product, real: str) -> str:
     left, right = product.left, product.right
     if product.op in CONVS:
         return real + (AFTER if right.codes else "")
-    if right.codes is not None and not _unpacked_apart(right.codes):
+    if right.codes is not None and not _unpacked_apart(right):
         return f"{real} x {KINDS.get(right.codes.format, 'INT8')}"
     if left.codes is not None and right.constant:
         return f"{real} x {KINDS.get(left.codes.format, 'INT8')}"
     return real + (AFTER if right.codes else "")
 
 
-def _unpacked_apart(codes: Codes) -> bool:
+def _unpacked_apart(operand: Operand) -> bool:
     """Whether codes are decoded by a kernel of their own: 4 bits without blocks, 8 bits with."""
-    return (codes.scales != "block") == (KINDS.get(codes.format) == "INT4")
+    return operand.codes is not None and _blocked(operand) != (KINDS.get(operand.codes.format) == "INT4")
+
+
+def _blocked(operand: Operand) -> bool:
+    """Whether an operand has scales for more than one block of a channel."""
+    codes, shape = operand.codes, operand.shape or ()
+    if codes is None or codes.scales != "block":
+        return False
+    return not -len(shape) <= codes.axis < len(shape) or shape[codes.axis] != codes.block
 
 
 def _refusals(product: Product, target: Target, capabilities: Sequence[str], *, turing: bool) -> Iterator[str]:
@@ -105,9 +113,9 @@ def _refused_pair(product: Product, target: Target, left: Codes, right: Codes) -
     kinds = KINDS.get(left.format), KINDS.get(right.format)
     if "FP8" in kinds and kinds[0] != kinds[1]:
         yield f"{left.format} by {right.format}: both operands must have one format"
-    if right.scales == "block" and product.right.constant and "INT" in str(kinds[0]):
+    if _blocked(product.right) and product.right.constant and "INT" in str(kinds[0]):
         yield (
-            "blocked weights by INT8 activations do not build, or take the scales of the first block for all: use one "
+            "blocked weights by INT8 activations do not build, or take the first scales for all channels: use one "
             "scale per output channel"
         )
     if kinds[1] == "INT4" and kinds[0] == "INT8" and product.op in CONVS:

@@ -53,7 +53,7 @@ class Operand:
     real: type of its numbers. constant: known when the file is loaded. source: the constant its codes or numbers are
     stored in, "" for an activation; stored: its type. moved: operators between DQ and product, the nearest first.
     behind: what computes it when nothing is coded there; past: whether that reads coded numbers. readers: how many
-    nodes read the last edge of the chain.
+    nodes read the decoded numbers.
     """
 
     edge: str
@@ -104,7 +104,7 @@ def read_operand(graph: Index, edge: str) -> Operand:
         tuple(moved),
         node.op_type if node is not None and codes is None else "",
         node is not None and any(_op(graph, e) == "DequantizeLinear" for e in node.input),
-        len(graph.readers[edge]),
+        len(graph.readers[edge]) if constant or node is None else _readers(graph, node),
     )
 
 
@@ -126,6 +126,12 @@ def read_output(graph: Index, node: onnx.NodeProto) -> Output:
             return Output(None, (reader.op_type,), tuple(through), graph.shapes.get(other) if not through else None)
         through.append(reader.op_type)
         edge = reader.output[0]
+
+
+def _readers(graph: Index, node: onnx.NodeProto) -> int:
+    """How many nodes read what a node makes; of a DQ, what all DQs of the same codes make."""
+    same = graph.readers[node.input[0]] if node.op_type == "DequantizeLinear" else [node]
+    return sum(len(graph.readers[twin.output[0]]) for twin in same)
 
 
 def _joins(graph: Index, node: onnx.NodeProto) -> bool:

@@ -128,7 +128,9 @@ def _native(
         shape = (int(str(attributes["K"])), int(str(attributes["N"])))
         codes = Codes(fmt, fmt, "block", 0, int(str(attributes["block_size"])), "", "", "float32", ())
     stored, behind = codes.stored if codes else "", graph.makers[edge].op_type if edge in graph.makers else ""
-    return Operand(edge, "float32", shape, constant, codes, source, stored, (), behind)
+    return Operand(
+        edge, "float32", shape, constant, codes, source, stored, (), behind, readers=len(graph.readers[edge])
+    )
 
 
 def _coded(graph: Index, node: onnx.NodeProto, places: tuple[int, int, int], edge: str) -> Codes | None:
@@ -161,4 +163,5 @@ def _macs(
 
 
 def _value(attribute: onnx.AttributeProto) -> object:
-    return need("onnx", extra="export").helper.get_attribute_value(attribute)
+    value = need("onnx", extra="export").helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value

@@ -147,6 +147,7 @@ RTX = {
         "conv, resize before": conv("int8", y="", before=NEAREST),
         "conv, concat of two scales": concat(equal=False),
         "int4 alone per channel": product(x="", w="int4"),
+        "int4 alone in one block": product(x="", w="int4", axis=0, block=64),
         "int8 alone in blocks": product(x="", axis=0, block=32),
     },
     "FP16": {"attention": attention(half=True), "conv": conv("", "", "", half=True)},
