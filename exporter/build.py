@@ -130,7 +130,12 @@ def findings(plan: Sequence[Compiled], sites: Mapping[str, Any], graph: Path, re
         "coverage": kernel_coverage(plan, meant_layers(sites, work)),
         "unpacked": unpacked(plan, modules),
         "islands": islands(plan, modules, work),
-        "lint": {"products": len(report.rows), "agree": len(report.rows) - len(wrong), "disagreements": wrong},
+        "lint": {
+            "products": len(report.rows),
+            "agree": len(report.rows) - len(wrong),
+            "disagreements": wrong,
+            "refused": [*report.refused],  # and yet it was built
+        },
         "layers": named(plan, modules),
     }
 

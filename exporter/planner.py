@@ -121,11 +121,18 @@ def _configure(trt: Any, config: Any, request: Request) -> None:
     if request.capabilities:
         config.num_compute_capabilities = len(request.capabilities)
     for index, name in enumerate(request.capabilities):
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+        config.set_compute_capability(_member(trt, "ComputeCapability", name), index)
     if request.hardware:
-        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, request.hardware)
+        config.hardware_compatibility_level = _member(trt, "HardwareCompatibilityLevel", request.hardware)
     for flag in request.flags:
-        config.set_flag(getattr(trt.BuilderFlag, flag))
+        config.set_flag(_member(trt, "BuilderFlag", flag))
+
+
+def _member(trt: Any, group: str, name: str) -> Any:
+    found = getattr(getattr(trt, group), name, None)
+    if found is None:
+        raise EngineError(f"{trt.__name__} {trt.__version__} has no {group}.{name}: leave that setting of [build] out")
+    return found
 
 
 def _add_profile(builder: Any, config: Any, shapes: Mapping[str, Sequence[Sizes]]) -> None:

@@ -42,6 +42,7 @@ def describe_plan(record: Mapping[str, Any]) -> Iterator[str]:
         for row in record["lint"]["disagreements"]
     )
     yield from _listed("where lint was wrong", wrong)
+    yield from _listed("refused by lint, and built", iter(record["lint"]["refused"]))
 
 
 def _facts(record: Mapping[str, Any]) -> Iterator[str]:

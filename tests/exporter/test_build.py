@@ -326,6 +326,12 @@ def test_another_major_version_of_tensorrt_is_left_out_by_name(tensorrt):
     assert not record["built"] and "needs tensorrt 10.x and 11.0.1.2 is installed" in record["reason"]
 
 
+def test_an_option_that_a_version_lacks_is_named(tensorrt, monkeypatch):
+    monkeypatch.setattr(building, "Request", lambda *a: Request(*a[:8], ["STRIP_ALL"], *a[9:]))
+    with pytest.raises(EngineError, match=r"tensorrt 10\.13\.2\.6 has no BuilderFlag\.STRIP_ALL: leave that setting"):
+        tensorrt("10.13.2.6", "tensorrt-10")
+
+
 def test_tensorrt_without_a_gpu_names_what_builds_without_one(tensorrt, monkeypatch):
     with pytest.raises(EngineError, match=r"no GPU here .*export for 'tensorrt-rtx', which builds without one"):
         monkeypatch.setattr(building, "library_version", lambda module: "")

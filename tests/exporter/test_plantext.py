@@ -30,6 +30,7 @@ RECORD = {
         "products": 5,
         "agree": 4,
         "disagreements": [{"layer": "conv_d", "node": "n", "predicted": "INT8", "compiled": "FP16"}],
+        "refused": ["conv_e: blocks"],
     },
     "layers": [
         {"kernel": "correlation", "inputs": ["Int8"], "constants": ["Int8"], "outputs": ["Float"]},
@@ -56,6 +57,7 @@ def test_show_names_what_is_not_as_meant(tmp_path):
         "meant for INT8, and not run in it (1)\n  conv_d: correlation Half x Half",
         "weights unpacked by a kernel of their own (1)\n  attn.to_q: Int4 to Half",
         "floats between integer layers (1)\n  mid.attn: 3 kernels",
+        "refused by lint, and built (1)\n  conv_e: blocks",
         "where lint was wrong (1)\n  conv_d: predicted INT8, compiled FP16",
         "  x  [1, 4] .. [2, 4] .. [16, 4]",
         "options WEIGHT_STREAMING",
