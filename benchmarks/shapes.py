@@ -17,7 +17,7 @@ from typing import Any
 
 from quaver.exporter.modelfile import save_model
 from quaver.exporter.passes.provenance import WRAPPER
-from quaver.exporter.trace import trace_module
+from quaver.exporter.tracing import Traced, trace_module
 from quaver.runtime.artifact import Stamp, save_tensors
 
 ARCHS = Path(__file__).parent / "archs"
@@ -41,14 +41,15 @@ def shape(name: str, *, latent: Sequence[int] | None = None, records: int = 2, o
     size = list(latent or arch["latent"])
     folder = out / f"{name}-{'x'.join(map(str, size))}"
     if not (folder / GRAPH).exists():
-        save_model(trace(arch, size), folder / GRAPH, Stamp("trace"))
+        traced = trace(arch, size)
+        save_model(traced.model, folder / GRAPH, Stamp("trace"), memory=traced.memory)
     feeds = {key: value.numpy() for key, value in inputs(arch, size, records).items()}
     save_tensors(folder / RECORDS, feeds, Stamp("records"))
     return folder
 
 
-def trace(arch: Mapping[str, Any], latent: Sequence[int]) -> Any:
-    """The float ONNX graph of a U-Net with random weights, seed 0."""
+def trace(arch: Mapping[str, Any], latent: Sequence[int]) -> Traced:
+    """A U-Net with random weights, seed 0, traced."""
     import torch
 
     torch.manual_seed(0)
@@ -66,7 +67,7 @@ def trace(arch: Mapping[str, Any], latent: Sequence[int]) -> Any:
             given = () if condition is None else (condition,)
             return getattr(self, WRAPPER)(sample, timestep, *given, return_dict=False)[0]
 
-    return trace_module(Denoiser().eval(), inputs(arch, latent, 2), ("out",)).model
+    return trace_module(Denoiser().eval(), inputs(arch, latent, 2), ("out",))
 
 
 def network(arch: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ after another, once, and stay where they lie.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from quaver.calib.graph import MACS_KEY, edge_shapes, layers
 from quaver.exporter.ends import Ends
 from quaver.exporter.modelfile import Weights
 from quaver.exporter.opset import stand_ins, to_opset
-from quaver.exporter.passes import clean, constants, einsum, provenance, reshapes, scopes, unused
+from quaver.exporter.passes import clean, constants, einsum, identities, provenance, scopes, shape_values, unused
 from quaver.exporter.passes.batch import BATCH, free_batch, free_time
 from quaver.runtime.errors import RecipeError
 from quaver.runtime.lazy import need
@@ -38,14 +39,16 @@ def normalised(
 
     Raises: RecipeError for weights that are not finite, or a graph that cannot be brought into that form.
     """
+    keep = partial(keep_large, weights)
     provenance.run(model)
     collect(model, weights, path)
     scopes.name_nodes(model)
     model = to_opset(model)
-    constants.run(model, read=weights.read, keep=weights.keep)
+    constants.run(model, read=weights.read, keep=keep)
+    shape_values.run(model)
     scopes.run(model)
     if einsum.run(model):
-        constants.run(model, read=weights.read, keep=weights.keep)
+        constants.run(model, read=weights.read, keep=keep)
     kept = [value for value in model.graph.output if value.name == ends.output]
     del model.graph.output[:]
     model.graph.output.extend(kept)
@@ -56,13 +59,23 @@ def normalised(
     if not ends.inputs[ends.time].dims:
         free_time(model, ends.time)
     set_sizes(model, ends.time, {} if free else sizes)
+    if not free:
+        column = [1] * (len(ends.inputs[ends.time].dims) > 1)
+        known = {**sizes, ends.time: column}
+        shape_values.run(model, [{name: (batch, *dims) for name, dims in known.items()} for batch in (2, 3)])
+        unused.run(model)
     model = with_shapes(model)
-    reshapes.run(model)
+    identities.run(model)
     clean(model)
     model = with_shapes(model)
     if free:
         note_macs(model, sizes)
     return model
+
+
+def keep_large(weights: Weights, tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A constant where weights lie, unless passes may want to look at it."""
+    return weights.keep(tensor) if tensor.ByteSize() > READ else tensor
 
 
 def collect(model: onnx.ModelProto, weights: Weights, path: Path) -> None:
@@ -78,8 +91,8 @@ def collect(model: onnx.ModelProto, weights: Weights, path: Path) -> None:
                 f"{path}: the weight {tensor.name!r} has {int((~np.isfinite(values)).sum())} of {values.size} values "
                 "that are not finite: the checkpoint is damaged, export it from a whole one"
             )
-        if values.dtype == np.float16:
-            raise RecipeError(f"{path} has float16 weights ({tensor.name!r}): export it in float32")
+        if tensor.data_type in (tensor.FLOAT16, tensor.BFLOAT16):
+            raise RecipeError(f"{path} has weights of 16 bits ({tensor.name!r}): export it in float32")
         if values.nbytes <= READ if tensor.external_data else not tensor.raw_data:
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     names = {tensor.name for tensor in model.graph.initializer}

@@ -1,55 +1,37 @@
-"""From torch modules to float ONNX graphs: everything behind this stage sees only ONNX.
+"""The stage that makes float ONNX graphs of a model: everything behind it sees only ONNX.
 
-The denoiser eps = f(x_t, t, c) of a family becomes `unet.float.onnx`, the networks around it one file each, all traced
-by torch's exporter with a free batch size and compared with torch on random inputs before they count:
-
-    || f_onnx(x) - f(x) || <= max(PARITY || f(x) ||, SLACK || f(x + dx) - f(x) ||)
-
-dx is a rounding error of fp32, |dx| ~ 1e-6 |x|: a network that amplifies it (phase retrieval in a vocoder is chaotic)
-can agree with itself no better than that. What the exporter knows about the origin of a node is reduced to its module
-path (passes.provenance).
+The denoiser eps = f(x_t, t, c) becomes `unet.float.onnx`, the networks around it one file each. A diffusers folder is
+traced (`tracing`), somebody else's ONNX file imported (`importing`). A U-Net that comes without a text encoder can be
+fed from samples (`samples`), and then its rows are the prompts.
 """
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import logging
-import re
 import shutil
-import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from quaver.exporter.importing import import_file, row_card
 from quaver.exporter.modelfile import save_model
 from quaver.exporter.normal import note_macs
-from quaver.exporter.opset import OPSET
-from quaver.exporter.passes import clean
-from quaver.exporter.passes.provenance import WRAPPER
 from quaver.exporter.rowfiles import as_records, save_rows
 from quaver.exporter.samples import Samples, read_samples, sort_samples
 from quaver.exporter.source import load_parts, load_unet, model_folder, read_config
+from quaver.exporter.tracing import check, trace_parts, trace_unet
 from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.errors import EngineError, RecipeError, unknown
+from quaver.runtime.errors import RecipeError
 from quaver.runtime.family import find_family
-from quaver.runtime.lazy import need
 from quaver.runtime.progress import Progress
 from quaver.runtime.rows import UNCOND
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.schedule import load_schedule
 
 if TYPE_CHECKING:
-    import onnx
     import torch
 
-PARITY, SLACK, ROUNDING = 1e-3, 4.0, 1e-6
 SAMPLE_RATE = 16_000
 TORCH_INPUTS = {
     "sample": "sample",
@@ -59,8 +41,6 @@ TORCH_INPUTS = {
     "sigma": False,
     "scaling": "vp",
 }
-OUTPUTS = {"text_encoder": ("text_embeds",), "vae_decoder": ("mel",), "vocoder": ("waveform",)}
-FREE = {"input_ids": ("batch", "length"), "attention_mask": ("batch", "length")}  # of all else, only the batch
 
 
 @dataclass(frozen=True)
@@ -83,16 +63,6 @@ class ModelSettings:
     scheduler: Any = ""  # a scheduler_config.json, or a table of its keys
 
 
-@dataclass(frozen=True)
-class Traced:
-    """A graph, the arrays on which torch was heard, and how far rounding of the inputs moves its answers, relative."""
-
-    model: onnx.ModelProto
-    feeds: Mapping[str, np.ndarray]
-    expected: tuple[np.ndarray, ...]
-    unrest: float = 0.0
-
-
 def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Progress) -> Path:
     """Write unet.float.onnx, its components, tokenizer, scheduler and, last, bundle.json; returns unet.float.onnx.
 
@@ -113,10 +83,10 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
         traced = check(trace_unet(unet, shape, samples, free=free), "unet")
         if free:
             note_macs(traced.model, {"sample": shape})
-        save_model(traced.model, bundle.float_unet, stamp)
+        save_model(traced.model, bundle.float_unet, stamp, memory=traced.memory)
         bar.step()
         for name, part in trace_parts(parts, shape):
-            save_model(check(part, name).model, bundle.component(name), stamp)
+            save_model(check(part, name).model, bundle.component(name), stamp, memory=part.memory)
             bar.step()
     files = [bundle.float_unet, *map(bundle.component, parts), *copy_configs(folder, bundle, tokenizer=not samples)]
     said = card(bundle, settings, unet, shape, list(parts))
@@ -130,103 +100,6 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
             "model.samples can feed it rows"
         )
     return bundle.float_unet
-
-
-def trace_unet(
-    unet: torch.nn.Module, shape: Sequence[int], samples: Samples | None = None, *, free: bool = False
-) -> Traced:
-    """The graph of a U-Net: x_t [B, *shape], t [B] and what conditions it in, prediction out; T stays open when `free`.
-
-    Conditioned by `samples`, whose names are those of the network's own arguments, or else as AudioLDM is, by one text
-    vector [B, D]. Raises: RecipeError for a U-Net that is conditioned otherwise.
-    """
-    torch = need("torch", extra="export")
-    draw = torch.Generator().manual_seed(0)
-    feeds = {"sample": torch.randn(2, *shape, generator=draw), "timestep": torch.tensor([901, 11])}
-    if samples:
-        rows = {name: np.resize(values, (2, *values.shape[1:])) for name, values in samples.cond.items()}
-        feeds |= {name: torch.from_numpy(values) for name, values in rows.items()}
-    elif getattr(unet.config, "class_embed_type", None) != "simple_projection":
-        raise RecipeError(
-            f"the U-Net's class_embed_type is {getattr(unet.config, 'class_embed_type', None)!r}, the family audioldm "
-            "needs 'simple_projection': feed another U-Net with model.samples, rows under the names of its arguments"
-        )
-    else:
-        feeds["class_labels"] = torch.randn(2, unet.config.projection_class_embeddings_input_dim, generator=draw)
-    return trace_module(_with_inputs(unet, list(feeds)), feeds, ("out",), free_length=free)
-
-
-def trace_parts(parts: Mapping[str, torch.nn.Module], shape: Sequence[int]) -> Iterator[tuple[str, Traced]]:
-    """The graphs of the networks around a denoiser of latents [B, *shape]; what one answers feeds the next.
-
-    An input is called what the module's `forward` calls it. Raises: RecipeError for one that nothing makes.
-    """
-    torch = need("torch", extra="export")
-    known = {
-        "input_ids": torch.tensor([[2, 3, 4, 5], [2, 3, 0, 0]]),
-        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
-        "latents": torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)),
-    }
-    for name, part in parts.items():
-        wanted, outputs = list(inspect.signature(part.forward).parameters), _outputs(name)
-        if missing := [key for key in wanted if key not in known]:
-            raise RecipeError(f"the component {name} reads {missing[0]!r}; known are {', '.join(known)}")
-        traced = trace_module(part, {key: known[key] for key in wanted}, outputs)
-        known |= {key: torch.from_numpy(value) for key, value in zip(outputs, traced.expected, strict=True)}
-        yield name, traced
-
-
-def trace_module(
-    module: torch.nn.Module, feeds: Mapping[str, torch.Tensor], outputs: Sequence[str], *, free_length: bool = False
-) -> Traced:
-    """One module as an ONNX graph with named inputs and outputs; batch (dimension 0) and token lengths are free.
-
-    With `free_length` the length T of `sample` [B, C, T, F] is too, and what was heard is of twice that length.
-    """
-    torch = need("torch", extra="export")
-    need("onnxscript", extra="export")
-    free = {name: dict(enumerate(FREE.get(name, ("batch",)))) for name in feeds}
-    heard = feeds
-    if free_length:
-        free["sample"] |= {2: "frames"}
-        heard = {**feeds, "sample": feeds["sample"].repeat(1, 1, 2, 1)}
-    answers, moved = _hear(module, heard.values()), _hear(module, map(_nudged, heard.values()))
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            tuple(feeds.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(feeds),
-            output_names=list(outputs),
-            dynamic_shapes=tuple(dict.fromkeys(f, torch.export.Dim.DYNAMIC) for f in free.values()),
-            verbose=False,
-        )
-    model = program.model_proto
-    clean(model)
-    _name_dimensions(model, free)
-    unrest = max(map(_distance, moved, answers))
-    return Traced(model, {k: v.numpy() for k, v in heard.items()}, answers, unrest)
-
-
-def check(traced: Traced, name: str) -> Traced:
-    """The same graph, once onnxruntime agrees with torch on it, also for a batch of another size.
-
-    Raises: EngineError with the observed difference.
-    """
-    ort = need("onnxruntime", extra="export")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(traced.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for batch in (2, 1):
-        answers = session.run(None, {key: value[:batch] for key, value in traced.feeds.items()})
-        worst = max(_distance(a, e[:batch]) for a, e in zip(answers, traced.expected, strict=True))
-        if not worst <= (allowed := max(PARITY, SLACK * traced.unrest)):
-            raise EngineError(
-                f"{name}: ONNX differs from torch by {worst:.1e} relative, allowed {allowed:.0e}: "
-                "report the model and 'quaver doctor' as a bug"
-            )
-    return traced
 
 
 def latent_shape(config: Mapping[str, Any], settings: ModelSettings, samples: Samples | None = None) -> tuple[int, ...]:
@@ -296,83 +169,5 @@ def card(
     }
 
 
-def _with_inputs(unet: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
-    """The U-Net with the inputs `names`, the first two its sample and timestep, and nothing else.
-
-    Raises: RecipeError for one that it does not take.
-    """
-    torch = need("torch", extra="export")
-    taken = inspect.signature(unet.forward).parameters
-    if len(names) > 5:
-        raise RecipeError(
-            f"model.samples feeds {len(names) - 2} arguments ({', '.join(names[2:])}), expected 3 at most"
-        )
-    for name in names:
-        if name not in taken:
-            raise RecipeError(f"model.samples: {unknown('argument of the U-Net', name, [*taken][2:])}")
-    absent = [n for n, p in taken.items() if p.default is inspect.Parameter.empty and n not in names]
-
-    class Denoiser(torch.nn.Module):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.add_module(WRAPPER, unet)
-
-        # by name and not *values: torch's exporter must know how many there are
-        def forward(self, sample: Any, timestep: Any, c1: Any = None, c2: Any = None, c3: Any = None) -> Any:
-            fed = dict(zip(names, (sample, timestep, c1, c2, c3), strict=False)) | dict.fromkeys(absent)
-            return getattr(self, WRAPPER)(**fed, return_dict=False)[0]
-
-    return Denoiser().eval()
-
-
-def _outputs(name: str) -> tuple[str, ...]:
-    """What a component answers; the probe's answers are features and the logits of the embedded model's attributes."""
-    return OUTPUTS.get(name) or ("features", *need("quaver.demo.world", extra="export").ATTRIBUTES)
-
-
 def _digests(bundle: Bundle, files: Sequence[Path]) -> dict[str, str]:
     return {path.relative_to(bundle.root).as_posix(): digest_file(path) for path in files}
-
-
-def _name_dimensions(model: onnx.ModelProto, free: Mapping[str, Mapping[int, str]]) -> None:
-    """Give the free dimensions of the inputs their names, everywhere they occur, in formulas too."""
-    new = {}
-    for value in model.graph.input:
-        for axis, name in free[value.name].items():
-            new[value.type.tensor_type.shape.dim[axis].dim_param] = name
-    symbols = re.compile(r"\b(" + "|".join(map(re.escape, new)) + r")\b")
-    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = symbols.sub(lambda found: new[found[0]], dim.dim_param)
-
-
-def _hear(module: torch.nn.Module, inputs: Iterable[torch.Tensor]) -> tuple[np.ndarray, ...]:
-    """What a module answers, one array an output."""
-    with need("torch", extra="export").no_grad():
-        answer = module(*inputs)
-    return tuple(a.numpy() for a in (answer if isinstance(answer, tuple) else (answer,)))
-
-
-def _nudged(x: torch.Tensor) -> torch.Tensor:
-    """A tensor with an error of fp32 rounding; whole numbers as they are."""
-    torch = need("torch", extra="export")
-    draw = torch.Generator().manual_seed(1)
-    return x * (1 + ROUNDING * torch.randn(x.shape, generator=draw)) if x.is_floating_point() else x
-
-
-def _distance(answer: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(answer - expected) / max(float(np.linalg.norm(expected)), 1e-12))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporter prints, logs and warns about its own internals; stdout belongs to the paths we write."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

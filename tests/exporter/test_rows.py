@@ -12,7 +12,8 @@ from quaver.calib.graph import layers, read_model
 from quaver.calib.records import load_records
 from quaver.exporter.cli import main
 from quaver.exporter.stages import run_recipe
-from quaver.exporter.trace import ModelSettings, check, trace, trace_module
+from quaver.exporter.trace import ModelSettings, trace
+from quaver.exporter.tracing import check, trace_module
 from quaver.runtime.artifact import Stamp, load_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError, RecipeError
