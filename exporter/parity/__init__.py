@@ -70,7 +70,7 @@ class Runs:
     whole: Cut
     executors: Mapping[str, Executor]
     names: Mapping[str, dict[str, str]]
-    twin: Mapping[str, str]
+    twin: dict[str, str]
     kernels: Mapping[str, str]
 
 
@@ -145,18 +145,19 @@ def _look(runs: Runs, group: Sequence[str], calls: Sequence[Feeds]) -> list[Row]
         | {edge for _, read in parts[name].values() for edge in read}
         for name in runs.names
     }
-    if "engine" in here:
-        here["exact"] |= here["engine"]  # whose layout is that of the exact run
+    here["exact"] |= {edge for name in here for edge in here[name] if edge in runs.executors["exact"].edges}
     values = {name: _values(runs, name, edges, calls) for name, edges in here.items()}
-    if "engine" in here:
-        values["engine"] = [
-            {edge: there for edge, found in call.items() if (there := align(found, exact[edge])) is not None}
-            for call, exact in zip(values["engine"], values["exact"], strict=True)
+    for name in values.keys() - {"exact"}:
+        values[name] = [
+            {edge: there for edge, found in call.items() if (there := _fit(name, found, exact.get(edge))) is not None}
+            for call, exact in zip(values[name], values["exact"], strict=True)
         ]
-        if lost := here["engine"] - values["engine"][0].keys():  # names that the optimizer uses for something else
-            for edge in lost:
-                del runs.names["engine"][edge]
-            return _look(runs, group, calls)
+    if lost := {(name, edge) for name in here for edge in here[name] - values[name][0].keys()}:
+        for name, edge in lost:  # names that the optimizer, or the float graph, uses for something else
+            runs.names[name].pop(edge, None)
+            for key in [key for key, twin in runs.twin.items() if name == "float" and twin == edge]:
+                del runs.twin[key]
+        return _look(runs, group, calls)
     return [
         compare_edge(
             runs.whole,
@@ -168,6 +169,15 @@ def _look(runs: Runs, group: Sequence[str], calls: Sequence[Feeds]) -> list[Row]
         )
         for edge in group
     ]
+
+
+def _fit(name: str, found: np.ndarray, exact: np.ndarray | None) -> np.ndarray | None:
+    """A run's values as the exact graph's are laid out and typed, None when they are something else."""
+    if exact is None:
+        return found
+    if name == "engine":
+        return align(found, exact)
+    return found.astype(exact.dtype, copy=False) if found.shape == exact.shape else None
 
 
 def _values(runs: Runs, name: str, edges: set[str], calls: Sequence[Feeds]) -> list[dict[str, np.ndarray]]:

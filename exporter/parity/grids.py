@@ -21,11 +21,12 @@ QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 @dataclass(frozen=True)
 class Grid:
-    """The codes of an edge: (q - zero) scale, per tensor or along an axis."""
+    """The codes of an edge: (q - zero) scale, per tensor or along an axis; half: of 16-bit floats."""
 
     scale: np.ndarray
     zero: np.ndarray
     axis: int
+    half: bool
 
     def along(self, value: np.ndarray, rank: int) -> np.ndarray:
         """`scale` or `zero` as it meets an array of that rank."""
@@ -75,4 +76,5 @@ def read_grid(node: Node, op: str, constants: Mapping[str, onnx.TensorProto], fo
     if zero.dtype.kind not in "iu" or untyped or "block_size" in node.attributes:
         return None
     scale, zero = (np.asarray(value.reshape(()) if value.size == 1 else value) for value in (scale, zero))
-    return Grid(scale.astype(np.float32), zero.astype(np.int64), node.attributes.get("axis", 1))
+    axis, half = node.attributes.get("axis", 1), scale.dtype.itemsize == 2
+    return Grid(scale.astype(np.float32), zero.astype(np.int64), axis, half)

@@ -21,7 +21,7 @@ class Row:
     """An edge, the kernel that computed it, and its differences; None where a run does not have it.
 
     layers: what the engine computes since the edges that could be looked at before, by first output. coded, half: its
-    values are codes, or 16-bit floats. hidden: codes are among those layers' results. nans: elements that are, by run.
+    values are codes, or of 16-bit floats. hidden: there are codes between. nans: elements that are NaN, by run.
     """
 
     edge: str
@@ -60,7 +60,7 @@ def compare_edge(
         kernel,
         tuple(node.name for node in since if node.op in WEIGHTED),
         coded=edge in whole.grids,
-        half=sample.dtype == np.float16,
+        half=sample.dtype == np.float16 or (edge in whole.grids and whole.grids[edge].half),
         hidden=any(name in whole.grids and name != edge for node in since for name in node.outputs),
         engine=_total(seen.get("engine"), seen["exact"], size),
         engine_local=_total(seen.get("engine"), local.get("engine"), size),

@@ -45,9 +45,10 @@ def _lines(report: Report, findings: Sequence[Finding]) -> Iterator[str]:
     if report.kernels:
         yield f"engine  {_agreement(rows, 'engine_local')}"
     yield f"exact   {_agreement(rows, 'exact_local')}"
-    yield f"output  engine against exact: {_db(rows[-1].engine)} dB"
+    if report.kernels:
+        yield f"output  engine against exact: {_db(rows[-1].engine)} dB"
     if any(row.cost for row in rows):
-        yield f"        exact against float: {_db(rows[-1].cost)} dB, engine against float: {_db(rows[-1].total)} dB"
+        yield f"output  exact against float: {_db(rows[-1].cost)} dB, engine against float: {_db(rows[-1].total)} dB"
         yield from _cost(report)
     firsts = {finding.kind: finding for finding in reversed(findings)}
     for kind, first in sorted(firsts.items(), key=lambda item: item[1].place):

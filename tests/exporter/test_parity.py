@@ -235,6 +235,20 @@ def test_without_a_float_graph_the_engine_is_still_judged(clean):
     assert "float:" not in text(report, [])
 
 
+def test_an_edge_of_another_shape_in_the_float_graph_is_left_out(folder):
+    model = onnx.load(folder / "f.onnx")
+    for node in model.graph.node:  # the same network, what was called silu moved
+        node.input[:] = ["silu_before" if name == "silu" else name for name in node.input]
+        node.output[:] = ["silu_before" if name == "silu" else name for name in node.output]
+    model.graph.node.insert(5, helper.make_node("Flatten", ["silu_before"], ["silu"], "other"))
+    onnx.save(model, folder / "f.onnx")
+    report = look(folder)
+    assert not judge(report, Tolerance())
+    rows = {row.edge: row for row in report.rows}
+    assert rows["silu_QuantizeLinear_Output"].cost is None
+    assert rows["c_QuantizeLinear_Output"].cost_local.snr > 35
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -37,6 +37,7 @@ def test_what_is_not_finite_on_one_side_is_no_agreement(wrong):
         (Difference(1000, 1.0, 1e-3, 1.0, 20), True, False, "2.0% of the codes moved where rounding explains 1.0%"),
         (Difference(1000, 1.0, 1e-5, 0.1), False, False, "floats agree to 50.0 dB where rounding explains 60 dB"),
         (Difference(1000, 1.0, 1e-5, 0.1), False, True, ""),
+        (Difference(1000, 1.0, 1e-3, 2.0, 90), True, True, ""),
     ],
 )
 def test_rounding_explains_a_step_here_and_there_and_the_last_bits_of_floats(local, coded, loose, why):
