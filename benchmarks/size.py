@@ -22,7 +22,7 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,7 +38,8 @@ from quaver.exporter.targets import find_target
 from quaver.runtime.artifact import Stamp, save_tensors
 from quaver.runtime.progress import quiet
 
-TARGET, HALF = "tensorrt-rtx", "float16"
+TARGET = "tensorrt-rtx"
+HALF: Literal["float16"] = "float16"
 OUT = Path("build/size")
 GRAPH = 10**6  # AudioLDM-S: 0.4 MB of nodes, names and shapes as a float graph, 0.6 MB with codes
 BITS = {fmt.name: fmt.bits for fmt in (INT8, INT4, FLOAT8)}
