@@ -28,16 +28,16 @@ Dims = tuple[int | None, ...]
 
 def free_batch(model: onnx.ModelProto, batch: int, shapes: Mapping[str, Dims]) -> None:
     """Rewrite the constant shapes that hold a batch of the given size; `shapes` are those of all edges as exported."""
-    onnx = need("onnx", extra="export")
+    helper = need("onnx", extra="export").numpy_helper
     constants = {tensor.name: tensor for tensor in model.graph.initializer if not tensor.external_data}
 
     def change(node: onnx.NodeProto, index: int, value: np.ndarray) -> None:
         node.input[index] = f"{node.output[0]}.{index}"
-        model.graph.initializer.append(onnx.numpy_helper.from_array(value, node.input[index]))
+        model.graph.initializer.append(helper.from_array(value, node.input[index]))
 
     for node in model.graph.node:
         if node.op_type in ("Reshape", "Expand", "ConstantOfShape") and node.input[-1] in constants:
-            shape = onnx.numpy_helper.to_array(constants[node.input[-1]])
+            shape = helper.to_array(constants[node.input[-1]])
             old = shapes.get(node.input[0], ())
             new = _freed(shape, old, batch) if node.op_type == "Reshape" else _one(shape, batch)
             if not np.array_equal(new, shape):
@@ -45,15 +45,15 @@ def free_batch(model: onnx.ModelProto, batch: int, shapes: Mapping[str, Dims]) -
         elif node.op_type in ELEMENTWISE and batch > 1:
             for index, edge in enumerate(node.input):
                 other = shapes.get(node.input[1 - index], ())
-                value = onnx.numpy_helper.to_array(constants[edge]) if edge in constants else np.empty(0)
+                value = helper.to_array(constants[edge]) if edge in constants else np.empty(0)
                 if value.ndim and value.ndim == len(other) and value.shape[0] % batch == 0 and _same(value):
                     change(node, index, value[:1])
 
 
 def free_time(model: onnx.ModelProto, time: str) -> None:
     """Let the time [] be a vector [B]: what makes a vector of it, behind casts or not, is passed by."""
-    scalar, passed = {time}, {}
-    kept = []
+    scalar, kept = {time}, []
+    passed: dict[str, str] = {}
     for node in model.graph.node:
         for index, edge in enumerate(node.input):
             node.input[index] = passed.get(edge, edge)

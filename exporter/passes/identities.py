@@ -26,7 +26,8 @@ def run(model: onnx.ModelProto) -> bool:
         for t in graph.initializer
         if not t.external_data and np.prod(t.dims) == 1 and len(t.dims) < 2 and array(t).item() == 1
     }
-    outputs, instead, kept = {value.name for value in graph.output}, {}, []
+    outputs, kept = {value.name for value in graph.output}, []
+    instead: dict[str, str] = {}
     for node in graph.node:
         for index, edge in enumerate(node.input):
             node.input[index] = instead.get(edge, edge)

@@ -35,7 +35,8 @@ def run(model: onnx.ModelProto, sizes: Sequence[Sizes] = ({},)) -> bool:
     fixed = {e: v for e, v in made[0].items() if all(e in other and np.array_equal(v, other[e]) for other in made[1:])}
     outputs = {value.name for value in model.graph.output}
     there = {tensor.name for tensor in model.graph.initializer}
-    kept, new, changed = [], {}, False
+    kept, changed = [], False
+    new: Values = {}
     for node in model.graph.node:
         if all(out in fixed and out not in outputs for out in node.output if out):
             new |= {out: fixed[out] for out in node.output if out}
