@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What lint found. refused, warnings: one line each. counted: whether shares are of MACs, else of layers."""
+    """What lint found. refused, warnings: one line each."""
 
     file: str
     target: str
@@ -69,6 +70,12 @@ class Report:
         weights = [(row.macs or 0) if self.counted else 1 for row in self.rows]
         mine = sum(weight for weight, row in zip(weights, self.rows, strict=True) if chosen(row))
         return mine / max(sum(weights), 1)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share that multiplies in each format, and beside it the share by weights stored in 4 bits."""
+        formats = {name: self.share(partial(_multiplies_in, name)) for name in FORMATS}
+        return {**formats, "INT4 stored": self.share(lambda row: row.stored in FOUR)}
 
     @property
     def predicted(self) -> list[tuple[str, str, str]]:
@@ -139,22 +146,24 @@ def describe(report: Report) -> str:
 
 def verdict(report: Report) -> str:
     """One line: what runs in which format, and whether the target runs it at all."""
-    shares = [f"{report.share(lambda row, f=name: row.kernel.multiplies == f):.1%} {name}" for name in FORMATS]
-    four = report.share(lambda row: row.stored in FOUR)
-    kinds = ", ".join(
-        f"{count} {kind}" for kind, count in Counter(row.kernel.type for row in report.rows).most_common()
-    )
+    shares, types = report.shares, Counter(row.kernel.type for row in report.rows)
     where = " ".join((report.target, *report.capabilities))
-    end = f"REFUSED by {where}, for {len(report.refused)} reason(s)" if report.refused else f"{where} runs it"
-    base = "MACs" if report.counted else f"{len(report.rows)} layers"
-    return f"{report.file}: {base} {', '.join(shares)}; {four:.1%} by weights stored in 4 bits; {kinds}; {end}"
+    parts = (
+        f"{'MACs' if report.counted else 'layers'} " + ", ".join(f"{shares[name]:.1%} {name}" for name in FORMATS),
+        f"{shares['INT4 stored']:.1%} by weights stored in 4 bits",
+        ", ".join(f"{count} {kind}" for kind, count in types.most_common()) or "nothing multiplies",
+        f"REFUSED by {where}, for {len(report.refused)} reason(s)" if report.refused else f"{where} runs it",
+    )
+    return f"{report.file}: {'; '.join(parts)}"
 
 
 def as_json(report: Report) -> str:
     """A report as JSON."""
-    shares = {name: report.share(lambda row, f=name: row.kernel.multiplies == f) for name in FORMATS}
-    shares["INT4 stored"] = report.share(lambda row: row.stored in FOUR)
-    return json.dumps({**asdict(report), "shares": shares, "verdict": verdict(report)}, indent=1)
+    return json.dumps({**asdict(report), "shares": report.shares, "verdict": verdict(report)}, indent=1)
+
+
+def _multiplies_in(name: str, row: Row) -> bool:
+    return row.kernel.multiplies == name
 
 
 def _row(product: Product, kernel: Kernel) -> Row:

@@ -137,8 +137,9 @@ def _readers(graph: Index, node: onnx.NodeProto) -> int:
 def _joins(graph: Index, node: onnx.NodeProto) -> bool:
     """Whether a node is a Concat of parts that are all coded with the same scale."""
     makers = [graph.makers.get(edge) for edge in node.input] if node.op_type == "Concat" else []
-    scales = [values(graph, m.input[1]) for m in makers if m is not None and m.op_type == "DequantizeLinear"]
-    return 0 < len(makers) == len(scales) and all(np.array_equal(s, scales[0]) for s in scales if s is not None)
+    found = [values(graph, m.input[1]) for m in makers if m is not None and m.op_type == "DequantizeLinear"]
+    scales = [scale for scale in found if scale is not None]
+    return 0 < len(makers) == len(scales) and all(np.array_equal(scale, scales[0]) for scale in scales)
 
 
 def _idle(graph: Index, node: onnx.NodeProto) -> bool:

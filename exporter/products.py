@@ -81,27 +81,28 @@ def products(graph: Index) -> list[Product]:
 def _product(graph: Index, node: onnx.NodeProto, name: str) -> Product:
     attributes = {a.name: _value(a) for a in node.attribute}
     if node.op_type in NATIVE:
-        left, right, *rest = NATIVE[node.op_type]
-        operands = [_native(graph, node, places, attributes) for places in (left, right)]
+        first, second, *rest = NATIVE[node.op_type]
+        left, right = (_native(graph, node, places, attributes) for places in (first, second))
         output, bias = Output(_coded(graph, node, rest[0], "") if rest else None), None
     else:
-        operands = [read_operand(graph, edge) for edge in node.input[:2]]
+        left, right = (read_operand(graph, edge) for edge in node.input[:2])
         bias = read_operand(graph, node.input[2]) if len(node.input) > 2 and node.input[2] else None
         output = read_output(graph, node)
-    macs = _macs(graph, node, operands[0].shape, operands[1].shape, attributes)
+    macs = _macs(graph, node, left.shape, right.shape, attributes)
     edges = tuple(following(graph, node.output[0]))
     after = tuple(graph.makers[edge].op_type for edge in edges[1:])
     return Product(
         name,
         node_name(node),
         node.op_type,
-        *operands,
+        left,
+        right,
         bias,
         output,
         edges,
         after,
         macs,
-        _bias_off(graph, *operands, bias),
+        _bias_off(graph, left, right, bias),
         attributes,
     )
 

@@ -10,7 +10,6 @@ pytest.importorskip("ml_dtypes")
 import onnx
 from onnx import helper
 
-from quaver.exporter import lint as linting
 from quaver.exporter.cli import main
 from quaver.exporter.edges import index
 from quaver.exporter.export import ExportSettings, export
@@ -19,6 +18,7 @@ from quaver.exporter.lint import as_json, describe, lint, open_graph, verdict
 from quaver.exporter.products import products
 from quaver.runtime.artifact import Stamp
 from quaver.runtime.errors import QuaverError
+from quaver.runtime.modelproto import GRAPH, INITIALIZER, RAW_DATA, head
 from quaver.runtime.progress import quiet
 from tests.exporter.zoo import Graph, attention, conv, product
 
@@ -220,10 +220,24 @@ def test_weights_outside_the_file_are_not_read_but_found_missing(tmp_path):
         lint(path, "ort-cpu")
 
 
-def test_weights_inside_a_file_too_large_for_protobuf_are_refused(tmp_path, monkeypatch):
-    path = save(conv()(), tmp_path)
-    monkeypatch.setattr(linting, "INLINE", path.stat().st_size)
-    assert "save it with external data" in lint(path, "ort-cpu").refused[0]
+def test_a_file_above_2_gb_is_read_without_its_weights_and_refused(tmp_path):
+    model = product(x="", w="")()
+    (weight,) = model.graph.initializer
+    weight.ClearField("raw_data")
+    weight.dims[:] = [1 << 15, 1 << 14]
+    start = weight.SerializeToString() + head(RAW_DATA, 1 << 31)
+    model.graph.ClearField("initializer")
+    graph = model.graph.SerializeToString() + head(INITIALIZER, len(start) + (1 << 31)) + start
+    model.ClearField("graph")
+    path = tmp_path / "m.onnx"
+    with path.open("wb") as file:
+        file.write(model.SerializeToString() + head(GRAPH, len(graph) + (1 << 31)) + graph)
+        file.truncate(file.tell() + (1 << 31))  # a hole: no disk is used
+    report = lint(path, "ort-cpu")
+    assert report.refused == (
+        "m.onnx is 2.1 GB with its weights inside, and protobuf ends at 2 GB: save it with external data",
+    )
+    assert report.rows[0].kernel.type == "float MatMul"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\x0a\x12", b"not an onnx file at all", None])
