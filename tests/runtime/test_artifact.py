@@ -25,6 +25,7 @@ from quaver.runtime.artifact import (
     save_json,
     save_lines,
     save_tensors,
+    staging,
     sweep,
 )
 from quaver.runtime.errors import ArtifactError
@@ -209,6 +210,22 @@ def test_a_folder_where_the_file_should_be_is_named(tmp_path):
     (tmp_path / "a.json").mkdir()
     with pytest.raises(ArtifactError, match="there is a folder of that name"):
         save_json(tmp_path / "a.json", {}, STAMP)
+
+
+def test_a_staging_folder_is_beside_and_goes_whatever_happens(tmp_path):
+    full = pytest.raises(ArtifactError, match=r"cannot write .*m\.onnx: the disk is full")
+    with full, staging(tmp_path / "m.onnx") as folder:
+        (folder / "m.onnx").write_text("half")
+        assert folder.parent == tmp_path and folder.name.startswith(TEMPORARY)
+        raise OSError(errno.ENOSPC, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_staging_folders_of_killed_writers_are_swept(tmp_path):
+    (tmp_path / "sub" / f"{TEMPORARY}dead").mkdir(parents=True)
+    (tmp_path / "sub" / f"{TEMPORARY}dead" / "m.onnx.data").write_text("half")
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["sub"]
 
 
 def test_a_killed_writer_leaves_the_old_file_and_a_remainder_that_sweep_removes(tmp_path):
