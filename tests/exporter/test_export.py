@@ -1,8 +1,10 @@
 import json
+import math
 
 import numpy as np
 import pytest
 
+from benchmarks.size import deployed_bytes, parameters_of
 from quaver.calib.graph import layers
 from quaver.calib.quant import UINT8, scale_zero_point
 from quaver.calib.rules import Rule
@@ -93,6 +95,17 @@ def test_files_are_stamped_and_a_third_of_the_float_size(exported):
         coded = load_json(exported.sites(target), "export")["coverage"]
         assert coded["by_macs"] > 0.5
         assert exported.qdq(target).stat().st_size < 0.75 * exported.float_unet.stat().st_size
+
+
+@pytest.mark.parametrize("start", ["8w8a", "4w8a-attention"])
+def test_constants_have_the_bytes_that_placement_says(bundle, start):
+    run(bundle, preset=start, targets=("tensorrt-rtx",), floats="float16")
+    floats, coded = (load_model(path) for path in (bundle.float_unet, bundle.qdq("tensorrt-rtx")))
+    found, table = layers(floats), load_json(bundle.sites("tensorrt-rtx"), "export")["sites"]
+    rest = sum(math.prod(t.dims) for t in floats.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    rest -= sum(parameters_of(layer) for layer in found)
+    said = deployed_bytes(found, [Site(**site) for site in table], rest)
+    assert sum(len(t.raw_data) for t in coded.graph.initializer) == pytest.approx(said, rel=0.05)
 
 
 def test_a_rule_of_the_recipe_goes_before_the_preset(bundle):
