@@ -1,6 +1,6 @@
 """A graph against the file it was made of: on a batch of several rows, and the file on each row alone.
 
-    || f_new(x)_i - f_old(x_i) || <= PARITY || f_old(x_i) ||
+    || f_new(x)_i - f_old(x_i) || <= PARITY || f_old(x_i) ||          HALF where the file computes in float16
 
 Rows are of samples, or noise, at timesteps far apart. A file that takes one batch size gets the row as often.
 """
@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from quaver.exporter.ends import Ends
+from quaver.exporter.ends import End, Ends
 from quaver.exporter.samples import Samples
 from quaver.runtime.errors import EngineError, RecipeError
 from quaver.runtime.family import Family
 from quaver.runtime.lazy import need
 from quaver.runtime.schedule import Schedule
 
-PARITY = 1e-4
+PARITY, HALF = 1e-4, 3e-2  # of a file in float32, in float16
 ROWS = 3  # compared
 
 
@@ -35,6 +35,7 @@ class Denoiser:
     latent: tuple[int, ...]
     family: Family
     schedule: Schedule
+    half: bool = False  # whether the file computes in float16
 
 
 def compare(denoiser: Denoiser, made: Path) -> None:
@@ -52,10 +53,10 @@ def compare(denoiser: Denoiser, made: Path) -> None:
                 "as much as it was asked: a network that also predicts variances is not read"
             )
         worst = max(map(_distance, answer, expected))
-        if not worst <= PARITY:
+        if not worst <= (allowed := HALF if denoiser.half else PARITY):
             raise EngineError(
                 f"{denoiser.path}: rows of a batch of {count} differ from the file's own answers by {worst:.1e} "
-                f"relative, allowed {PARITY:.0e}: export it with a free batch (dynamic_axes or dynamic_shapes)"
+                f"relative, allowed {allowed:.0e}: export it with a free batch (dynamic_axes or dynamic_shapes)"
             )
 
 
@@ -73,15 +74,15 @@ def _alone(denoiser: Denoiser, feeds: Mapping[str, np.ndarray]) -> list[np.ndarr
     ends, answers = denoiser.ends, []
     session = _session(denoiser.path)
     for row in range(ROWS):
-        fed = {name: _as_asked(values[row], ends.inputs[name].dims) for name, values in feeds.items()}
+        fed = {name: _as_asked(values[row], ends.inputs[name]) for name, values in feeds.items()}
         answers.append(_answer(session, ends.output, fed, denoiser.path)[0])
     return answers
 
 
-def _as_asked(row: np.ndarray, dims: tuple[int | None, ...]) -> np.ndarray:
-    if not dims:
-        return np.asarray(row).reshape(())
-    return np.repeat(row[None], dims[0] or 1, axis=0)
+def _as_asked(row: np.ndarray, end: End) -> np.ndarray:
+    """One row as an input of the file takes it."""
+    typed = np.asarray(row, end.dtype)
+    return np.repeat(typed[None], end.dims[0] or 1, axis=0) if end.dims else typed.reshape(())
 
 
 def _run(path: Path, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:

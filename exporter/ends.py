@@ -29,6 +29,11 @@ class End:
     dtype: str
     dims: Dims
 
+    @property
+    def wide(self) -> str:
+        """The dtype it has in the float32 graph."""
+        return "float32" if self.dtype == "float16" else self.dtype
+
     def __str__(self) -> str:
         return f"{self.dtype} [{', '.join('?' if d is None else str(d) for d in self.dims)}]"
 
@@ -50,7 +55,7 @@ class Ends:
         return {
             "sample": self.sample,
             "time": self.time,
-            "dtype": time.dtype,
+            "dtype": time.wide,
             "column": len(time.dims) == 2,
             "sigma": self.sigma,
             "scaling": scaling or ("ve" if self.sigma else "vp"),

@@ -88,12 +88,13 @@ def describe(
     """
     arrays = read_samples(Path(settings.samples).expanduser()) if settings.samples else {}
     ends = find_ends(model, settings, arrays)
-    cond = {name: end.dtype for name, end in ends.cond.items()}
+    cond = {name: end.wide for name, end in ends.cond.items()}
     samples = sort_samples(arrays, cond, sample=ends.sample, time=ends.time)
     check_rows(ends, samples)
     latent = latent_of(ends, settings.latent, None if samples.x is None else samples.x.shape[1:])
     inputs = ends.as_card(settings.scaling)
-    return Denoiser(path, ends, samples, latent, fit({"inputs": inputs}, schedule), schedule), inputs
+    half = any(tensor.data_type == tensor.FLOAT16 for tensor in model.graph.initializer)
+    return Denoiser(path, ends, samples, latent, fit({"inputs": inputs}, schedule), schedule, half), inputs
 
 
 def row_card(samples: Samples, inputs: Mapping[str, Any]) -> dict[str, Any]:

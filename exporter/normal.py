@@ -20,7 +20,7 @@ from quaver.calib.graph import MACS_KEY, edge_shapes, layers
 from quaver.exporter.ends import Ends
 from quaver.exporter.modelfile import Weights
 from quaver.exporter.opset import stand_ins, to_opset
-from quaver.exporter.passes import clean, constants, einsum, identities, provenance, scopes, shape_values, unused
+from quaver.exporter.passes import clean, constants, einsum, identities, provenance, scopes, shape_values, unused, widen
 from quaver.exporter.passes.batch import BATCH, free_batch, free_time
 from quaver.runtime.errors import RecipeError
 from quaver.runtime.lazy import need
@@ -42,6 +42,7 @@ def normalised(
     keep = partial(keep_large, weights)
     provenance.run(model)
     collect(model, weights, path)
+    widen.run(model)
     scopes.name_nodes(model)
     model = to_opset(model)
     constants.run(model, read=weights.read, keep=keep)
@@ -91,8 +92,10 @@ def collect(model: onnx.ModelProto, weights: Weights, path: Path) -> None:
                 f"{path}: the weight {tensor.name!r} has {int((~np.isfinite(values)).sum())} of {values.size} values "
                 "that are not finite: the checkpoint is damaged, export it from a whole one"
             )
-        if tensor.data_type in (tensor.FLOAT16, tensor.BFLOAT16):
-            raise RecipeError(f"{path} has weights of 16 bits ({tensor.name!r}): export it in float32")
+        if tensor.data_type == tensor.BFLOAT16:
+            raise RecipeError(f"{path} has weights in bfloat16 ({tensor.name!r}): export it in float32")
+        if tensor.data_type == tensor.FLOAT16:
+            tensor.CopyFrom(keep_large(weights, onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name)))
         if values.nbytes <= READ if tensor.external_data else not tensor.raw_data:
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     names = {tensor.name for tensor in model.graph.initializer}

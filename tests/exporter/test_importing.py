@@ -251,6 +251,25 @@ def test_a_newer_opset_is_read_as_far_as_its_operators_are_not(place, tmp_path, 
     refused(place, tmp_path / "b", r"RMSNormalization \(norm\) is newer than opset 21", newer, output="eps")
 
 
+@pytest.mark.parametrize("external", [False, True])
+def test_a_file_in_float16_is_calibrated_in_float32(place, tmp_path, model, external):
+    for tensor in model.graph.initializer:
+        if tensor.data_type == 1:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = 10
+    onnx.save(model, place / "unet.onnx", save_as_external_data=external, location="w.bin", size_threshold=256)
+    bundle = run(place, tmp_path)
+    made = onnx.load(bundle.float_unet)
+    onnx.checker.check_model(made, full_check=True)
+    assert {v.type.tensor_type.elem_type for v in (*made.graph.input, *made.graph.output)} == {1}
+    assert not [t.name for t in made.graph.initializer if t.data_type == 10]
+    feeds = make_feeds(2)
+    half = answers(place / "unet.onnx", {name: rows.astype(np.float16) for name, rows in feeds.items()})
+    full = answers(bundle.float_unet, feeds)
+    assert 0 < np.linalg.norm(full - half) < 1e-2 * np.linalg.norm(full)
+
+
 def test_rows_become_prompts_and_a_fifth_of_them_is_held_back(place, tmp_path):
     bundle = run(place, tmp_path)
     rows = load_lines(bundle.prompts, "prompts")
