@@ -138,18 +138,19 @@ def half_scale(scale: ArrayLike) -> np.ndarray:
 
 
 def search_scale(
-    rows: np.ndarray, scale: np.ndarray, fmt: Format, *, power: float = 2.4, steps: int = 40
+    rows: np.ndarray, scale: np.ndarray, fmt: Format, *, power: float = 2.4, steps: int = 40, apart: int = 2
 ) -> np.ndarray:
-    """Of `scale` [C] and smaller ones, 2% apart, those with the least sum |x - x_hat|^power per row of rows [C, ...].
+    """Of `scale` [C] and `steps` - 1 smaller ones, those with the least sum |x - x_hat|^power per row of rows [C, ...].
 
-    Clipping a few large weights buys a finer grid for all others. Symmetric formats only; 2.4 is the choice of BRECQ.
+    They lie `apart` percent of `scale` apart. Clipping a few large weights buys a finer grid for all others. Symmetric
+    formats only; 2.4 is the choice of BRECQ.
     """
     flat = np.asarray(rows, np.float32).reshape(len(rows), -1)
     best, least = np.array(scale, np.float32), np.full(len(flat), np.inf)
     part = max(1, (1 << 15) // flat.shape[1])  # rows that caches hold
     for first in range(0, len(flat), part):
         here, part_of = flat[first : first + part], slice(first, first + part)
-        for percent in range(0, 2 * steps, 2):
+        for percent in range(0, apart * steps, apart):
             tried = scale[part_of] * np.float32(1 - percent / 100)
             ratio = here / tried[:, None]
             off = np.abs(ratio - np.clip(np.round(ratio), fmt.qmin, fmt.qmax))
@@ -168,7 +169,9 @@ def quantize(
     ratio = np.asarray(x, np.float32) / np.asarray(scale, np.float32)
     if fmt.kind == "float8":
         return round_float8(ratio)
-    codes = np.round(ratio).astype(np.float64) + zero_point
+    codes = np.round(ratio, out=ratio) if isinstance(ratio, np.ndarray) else np.round(ratio)
+    wide = fmt.bits > 16  # float32 counts to 2^24, and what lies beyond is clipped
+    codes = codes + zero_point.astype(np.float64 if wide else np.float32) if wide or zero_point.any() else codes
     return np.clip(codes, fmt.qmin, fmt.qmax).astype(fmt.dtype)
 
 

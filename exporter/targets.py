@@ -121,7 +121,7 @@ def _tensorrt(*, four_eight: bool) -> dict[Key, Way]:
         **each(LINEAR, "float8", "float", Way("one fused kernel", FLOAT8, None, "dequantize")),
         **each(OPS, "float16", "float", Way("float kernel, weights made float32 when building", pattern="cast")),
         ("int8", "int8", PRODUCT): Way("INT8 gemm", None, INT8),
-        ("float8", "float8", PRODUCT): Way("FP8 fused attention", None, FLOAT8),
+        ("float8", "float8", PRODUCT): Way("FP8 gemm", None, FLOAT8),
     }
     if four_eight:
         narrow = Way("INT8 convolution", INT4, INT8, "dequantize-cast-dequantize")

@@ -82,10 +82,20 @@ def test_a_channel_without_weights_keeps_its_bias():
 
 @given(hnp.arrays(np.float32, (3, 32, 2), elements=st.floats(-8, 8, width=32, allow_subnormal=False)), st.booleans())
 def test_codes_in_blocks_are_within_half_a_step_of_their_own_block(weight, half):
-    coded = code_blocks(weight, INT4, axis=0, block=16, half=half)
+    coded = code_blocks(weight, INT8, axis=0, block=16, half=half)
     assert coded.scale.shape == (3, 2, 2) and coded.codes.shape == weight.shape
     step = np.repeat(coded.scale, 16, axis=1)
     assert np.all(np.abs(coded.codes * step - weight) <= step * 0.5001)
+
+
+@given(weights)
+def test_four_bit_scales_clip_only_where_that_leaves_less_error(weight):
+    coded, rows = code_weight(weight, INT4, axis=0), weight.reshape(len(weight), -1)
+    whole = np.abs(rows).max(axis=1) / np.float32(7)
+    whole = np.where(whole > 0, whole, np.float32(1))[:, None]
+    nearest = np.square(np.round(rows / whole) * whole - rows).sum(axis=1)
+    found = np.square(coded.codes.reshape(rows.shape) * coded.scale[:, None] - rows).sum(axis=1)
+    assert np.all(found <= nearest * 1.0001 + 1e-9)
 
 
 def test_a_block_lies_along_the_inputs_of_a_product():
