@@ -48,7 +48,7 @@ def tap_samples(model: onnx.ModelProto, edges: Sequence[str], most: int) -> None
     is odd, so that it meets every row and column of a power of two.
     """
     onnx = need("onnx", extra="calib")
-    for name, value in {"zero": 0, "one": 1, "two": 2, "most": most, "less": most - 1, "end": 1 << 62}.items():
+    for name, value in {"zero": 0, "one": 1, "two": 2, "twice": 2 * most, "less": most - 1, "end": 1 << 62}.items():
         _add_constant(model, f"quaver.tap.{name}", np.array([value], np.int64))
     _tap_each(model, edges, _count_nodes, _sample_nodes)
     for index in range(len(edges)):
@@ -121,12 +121,11 @@ def _count_nodes(node: Callable[..., Any], edge: str, names: Mapping[str, str]) 
 
 
 def _sample_nodes(node: Callable[..., Any], edge: str, names: Mapping[str, str]) -> list[Any]:
-    """k = 2 floor(ceil(n / most) / 2) + 1."""
+    """k = 2 floor((n + most - 1) / (2 most)) + 1, which is ceil(n / most) made odd."""
     along = ("quaver.tap.zero", "quaver.tap.end", "quaver.tap.zero")
     return [
         node("Add", [names["count"], "quaver.tap.less"], [names["more"]]),
-        node("Div", [names["more"], "quaver.tap.most"], [names["every"]]),
-        node("Div", [names["every"], "quaver.tap.two"], [names["half"]]),
+        node("Div", [names["more"], "quaver.tap.twice"], [names["half"]]),
         node("Mul", [names["half"], "quaver.tap.two"], [names["even"]]),
         node("Add", [names["even"], "quaver.tap.one"], [names["odd"]]),
         node("Slice", [names["flat"], *along, names["odd"]], [names["sample"]]),
@@ -147,7 +146,7 @@ def _summary_nodes(node: Callable[..., Any], edge: str, names: Mapping[str, str]
 
 
 def _names(index: int) -> dict[str, str]:
-    keys = ("flat", "count", "mean", "centred", "m2", "min", "max", "more", "every", "half", "even", "odd", "sample")
+    keys = ("flat", "count", "mean", "centred", "m2", "min", "max", "more", "half", "even", "odd", "sample")
     return {key: f"quaver.tap.{index}.{key}" for key in keys}
 
 
