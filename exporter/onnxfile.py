@@ -67,10 +67,11 @@ def check_references(model: onnx.ModelProto, path: Path) -> None:
 
 
 def referenced_files(path: Path) -> list[Path]:
-    """The files beside an ONNX file that hold its weights, as far as they are there. Raises: as `open_file`."""
-    places = {entry.value for t in tensors(_parsed(path).graph) for entry in t.external_data if entry.key == "location"}
-    found = (path.parent / place for place in sorted(places - {path.name}))
-    return [file for file in found if file.is_file()]
+    """The files beside an ONNX file that hold its weights. Raises: as `open_file`, before any of them is opened."""
+    model = _parsed(path)
+    check_references(model, path)
+    places = {entry.value for t in tensors(model.graph) for entry in t.external_data if entry.key == "location"}
+    return [path.parent / place for place in sorted(places - {path.name})]
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

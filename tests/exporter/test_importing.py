@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from quaver.calib.graph import layers, read_model
+from quaver.exporter.onnxfile import referenced_files
 from quaver.exporter.trace import ModelSettings, trace
 from quaver.runtime.artifact import Stamp, load_lines
 from quaver.runtime.bundle import Bundle
@@ -300,6 +301,8 @@ def test_a_reference_out_of_the_models_folder_is_not_followed(place, tmp_path, m
                 entry.value = location
     (place / "unet.onnx").write_bytes(held.SerializeToString())
     refused(place, tmp_path, r"the weight '[\w.:]+' refers to '.*', outside the model's own folder: that is not opened")
+    with pytest.raises(RecipeError, match="outside the model's own folder"):
+        referenced_files(place / "unet.onnx")
 
 
 def test_weights_that_are_missing_or_cut_are_named(place, tmp_path, model):
