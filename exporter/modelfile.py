@@ -95,11 +95,17 @@ class Weights:
         self.graph, self.data = folder / path.name, folder / f"{path.name}.data"
 
     def read(self, tensor: onnx.TensorProto) -> np.ndarray:
-        """The values of a constant, wherever they lie."""
+        """The values of a constant, wherever they lie. Raises: ArtifactError when they are not there."""
         onnx = need("onnx", extra="export")
         if tensor.external_data:
             tensor = _bare(tensor, b"".join(self._bytes(tensor)))
-        return onnx.numpy_helper.to_array(tensor)
+        try:
+            return onnx.numpy_helper.to_array(tensor)
+        except ValueError as error:
+            raise ArtifactError(
+                f"the weights of {tensor.name} have {len(tensor.raw_data)} bytes, which are not the shape "
+                f"{list(tensor.dims)}: write the graph and its data file anew"
+            ) from error
 
     def keep(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """The same constant, its bytes moved to the file that this model's weights go to (unless they are few)."""

@@ -139,6 +139,14 @@ def test_weights_that_are_not_where_the_graph_says_are_named(model, tmp_path):
         save_model(load_model(tmp_path / "m.onnx", weights=False), tmp_path / "m.onnx", Stamp("export"))
 
 
+def test_weights_that_do_not_fill_their_shape_are_named(model, tmp_path):
+    save_model(model, tmp_path / "m.onnx", Stamp("export"), embedded=100)
+    light = load_model(tmp_path / "m.onnx", weights=False)
+    light.graph.initializer[0].dims[0] = 63
+    with open_weights(tmp_path / "m.onnx") as weights, pytest.raises(ArtifactError, match=r"of w have 16384 bytes"):
+        weights.read(light.graph.initializer[0])
+
+
 def test_the_same_model_gives_the_same_bytes(model, tmp_path):
     first = digest_file(save_model(model, tmp_path / "a.onnx", Stamp("export")))
     assert digest_file(save_model(model, tmp_path / "b.onnx", Stamp("export"))) == first
