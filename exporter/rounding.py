@@ -24,8 +24,8 @@ from quaver.calib.reconstruct.coding import Coding, Grid
 from quaver.calib.records import batches, branches, load_records
 from quaver.calib.rules import preset
 from quaver.exporter.modelfile import load_model
-from quaver.exporter.placement import Ranges, Site, place
 from quaver.exporter.patterns import FORMATS
+from quaver.exporter.placement import Ranges, Site, place
 from quaver.exporter.targets import Target, find_target
 from quaver.exporter.weights import Coded, code_weight, pair_sums
 from quaver.runtime.artifact import Stamp, load_tensors, save_tensors
@@ -107,7 +107,8 @@ def code_layers(
     roles: dict[str, dict[str, Site]] = {}
     for site in sites:
         roles.setdefault(site.layer, {})[site.role] = site
-    formats = {name: FORMATS[by_role["weight"].format] for name, by_role in roles.items() if "weight" in by_role}
+    coded = {name: by_role["weight"].format for name, by_role in roles.items() if "weight" in by_role}
+    formats = {name: FORMATS[fmt] for name, fmt in coded.items() if fmt in FORMATS}
     if not formats or any(fmt.kind != "int" for fmt in formats.values()):
         raise RecipeError(
             f"rounding is learned for integer weights, and the rules give {target.name} "
@@ -187,7 +188,9 @@ def load_weights(bundle: Bundle) -> LearnedWeights:
 
 def usable(learned: LearnedWeights, found: Sequence[Layer], sites: Sequence[Site], target: Target) -> dict[str, Coded]:
     """The learned codes that a target can write: of its own format for the layer, and within its limits."""
-    split = {site.layer for site in sites if site.scale == "parts"}  # the scales of a Concat's parts go into its weights
+    split = {
+        site.layer for site in sites if site.scale == "parts"
+    }  # the scales of a Concat's parts go into its weights
     coded = [site for site in sites if site.role == "weight" and not site.block and site.layer not in split]
     formats: dict[str, Any] = {site.layer: site.format for site in coded}
     same = {x.name: x for x in found if x.name in learned.coded and learned.formats[x.name] == formats.get(x.name)}
