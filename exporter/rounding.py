@@ -188,9 +188,8 @@ def load_weights(bundle: Bundle) -> LearnedWeights:
 
 def usable(learned: LearnedWeights, found: Sequence[Layer], sites: Sequence[Site], target: Target) -> dict[str, Coded]:
     """The learned codes that a target can write: of its own format for the layer, and within its limits."""
-    split = {
-        site.layer for site in sites if site.scale == "parts"
-    }  # the scales of a Concat's parts go into its weights
+    # the scales of a Concat's parts go into its weights: those codes are others
+    split = {site.layer for site in sites if site.scale == "parts"}
     coded = [site for site in sites if site.role == "weight" and not site.block and site.layer not in split]
     formats: dict[str, Any] = {site.layer: site.format for site in coded}
     same = {x.name: x for x in found if x.name in learned.coded and learned.formats[x.name] == formats.get(x.name)}
