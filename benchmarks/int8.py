@@ -19,6 +19,7 @@ from quaver.runtime.bundle import Bundle
 from quaver.runtime.measure.compare import compare_calls
 from quaver.runtime.measure.quality import Interval
 from quaver.runtime.measure.trajectories import held_out, take
+from quaver.runtime.sample import visited
 from quaver.runtime.session import FLOAT, open_bundle, sampling_of
 
 SEED = 4_000_000
@@ -48,9 +49,10 @@ def measure(
     """One row per batch size: times in ms, speed-up and output error with intervals, bytes."""
     pairs = held_out(bundle, count=trajectories, seed=SEED)
     with open_bundle(bundle, engine_file=FLOAT) as reference, open_bundle(bundle, engine_file=target) as judged:
-        states = take(reference, pairs, sampling_of(reference)).states
+        sampling = sampling_of(reference)
+        states, at = take(reference, pairs, sampling).states, visited(sampling, reference.schedule)
         return [
-            row(batch, target, compare_calls(reference, judged, pairs, states, runs=runs, warmup=3, batch=batch))
+            row(batch, target, compare_calls(reference, judged, pairs, states, at, runs=runs, warmup=3, batch=batch))
             for batch in batches
         ]
 

@@ -29,7 +29,7 @@ from quaver.runtime.bundle import Bundle
 from quaver.runtime.measure.compare import call_feeds
 from quaver.runtime.measure.quality import mean_interval, snr_db
 from quaver.runtime.measure.trajectories import Pairs, held_out, take
-from quaver.runtime.schedule import timesteps
+from quaver.runtime.sample import visited
 from quaver.runtime.session import FLOAT, Session, open_bundle, sampling_of
 
 SEED = 6_000_000
@@ -93,25 +93,24 @@ def judge(bundles: Mapping[str, Bundle], pairs: Pairs) -> dict[str, dict[str, An
     any_bundle = next(iter(bundles.values()))
     with open_bundle(any_bundle, engine_file=FLOAT) as reference:
         sampling = sampling_of(reference)
-        states = take(reference, pairs, sampling, decode=False).states
-        wanted = outputs(reference, pairs, states)
+        states, at = take(reference, pairs, sampling, decode=False).states, visited(sampling, reference.schedule)
+        wanted = outputs(reference, pairs, states, at)
     found = {}
     for way, bundle in bundles.items():
         with open_bundle(bundle, engine_file=TARGET) as session:
             latents = take(session, pairs, sampling, decode=False).latents
             found[way] = {
-                "output": snr_db(outputs(session, pairs, states), wanted),
+                "output": snr_db(outputs(session, pairs, states, at), wanted),
                 "latents": snr_db(latents, states[-1]),
             }
     return found
 
 
-def outputs(session: Session, pairs: Pairs, states: np.ndarray) -> np.ndarray:
-    """The U-Net's outputs [N, S - 1, C, T, F] on what every step of float trajectories [S, N, C, T, F] left."""
-    steps = timesteps(session.schedule, len(states))
+def outputs(session: Session, pairs: Pairs, states: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The U-Net's outputs [N, S - 1, C, T, F] on what every step of float trajectories [S, N, C, T, F] left, at [S]."""
     calls = [
         session.engine(call_feeds(session, pairs.prompts, x_t, np.full(len(x_t), t)))
-        for x_t, t in zip(states[:-1], steps[1:], strict=True)
+        for x_t, t in zip(states[:-1], at[1:], strict=True)
     ]
     return np.stack([np.asarray(call) for call in calls], axis=1)
 

@@ -42,8 +42,8 @@ from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
 from quaver.runtime.family import read_card
 from quaver.runtime.progress import Progress
-from quaver.runtime.sample import SamplingSettings
-from quaver.runtime.schedule import load_schedule, timesteps
+from quaver.runtime.sample import SamplingSettings, visited
+from quaver.runtime.schedule import load_schedule
 
 KIND = "moments"
 OPEN = "quaver.calib.trajectories:open_trajectories"
@@ -116,7 +116,7 @@ def capture(
     run = partial(map_shards, work, fanout=fanout, progress=progress)
     files, grid = merge_shards(run(shards, bundle.shards("capture"), label="capture"))
     grid = per_layer(grid, list(first_readers(found)), found)
-    field = Field(resolved_variance(grid), timesteps(schedule, sampling.steps), len(schedule.alpha_bar))
+    field = Field(resolved_variance(grid), visited(sampling, schedule), len(schedule.alpha_bar))
     if not field.variance.any():
         progress.say("capture  every activation variance is 0: pairs are drawn uniformly")
     layer, step = SELECT[settings.select](field, settings.records, rng, mode=settings.mode, tau=settings.tau)

@@ -36,8 +36,9 @@ from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.generate import binding, generate_from
 from quaver.runtime.guide import Rows, guide
 from quaver.runtime.progress import Progress
-from quaver.runtime.sample import Denoise, SamplingSettings, Step
-from quaver.runtime.schedule import load_schedule, timesteps, to_eps
+from quaver.runtime.sample import Denoise, SamplingSettings, Step, visited
+from quaver.runtime.samplers import whole
+from quaver.runtime.schedule import load_schedule, to_eps
 from quaver.runtime.session import FLOAT, Session, open_bundle
 
 OPEN = "quaver.calib.error_stats:open_pair"
@@ -91,7 +92,7 @@ def collect_error_stats(
     joint, dropped, bound = merge_shards(
         map_shards(work, shards, folder, fanout=fanout, progress=progress, label=label)
     )
-    at = timesteps(load_schedule(bundle.scheduler), sampling.steps)
+    at = visited(sampling, load_schedule(bundle.scheduler))
     counts = joint.count[:, 0]
     if counts.min() < 2:
         raise EngineError(
@@ -179,8 +180,8 @@ def explained(stats: ErrorStats) -> np.ndarray:
 def unchecked_denoiser(session: Session, engine: Engine, cond: Rows, guidance: float) -> Denoise:
     """The engine as a guided denoiser that passes on what is not finite, for `pair_moments` to drop."""
 
-    def predict(x: np.ndarray, t: int, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-        out = engine(session.family.feeds(x, np.full(len(x), t, np.int64), rows))
+    def predict(x: np.ndarray, t: float, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        out = engine(session.family.feeds(x, np.full(len(x), whole(t), np.int64), rows))
         return np.asarray(to_eps(out, x, t, session.schedule))
 
     return guide(predict, cond, session.uncond, guidance)

@@ -20,8 +20,9 @@ from quaver.calib.taps import Run, open_tapped, read_summaries, tap_summaries
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.denoise import initial_noise, step_noise
 from quaver.runtime.guide import Rows, guide
-from quaver.runtime.sample import SAMPLERS, SamplingSettings, Step
-from quaver.runtime.schedule import timesteps, to_eps
+from quaver.runtime.sample import SAMPLERS, SamplingSettings, Step, visited
+from quaver.runtime.samplers import whole
+from quaver.runtime.schedule import to_eps
 from quaver.runtime.session import FLOAT, Session, open_bundle
 
 FIELDS = ("count", "mean", "m2", "amin", "amax")
@@ -106,7 +107,7 @@ def observe(paths: Trajectories, readers: Mapping[str, str], keep: Pairs = ()) -
     names = [f"the input of {layer}" for layer in readers.values()]
     row, step = np.array(keep, int).reshape(-1, 2).T
     x_t = np.empty((len(keep), *paths.session.latent_shape), np.float32)
-    at = {int(t): s for s, t in enumerate(timesteps(paths.session.schedule, paths.sampling.steps))}
+    at = {int(t): s for s, t in enumerate(visited(paths.sampling, paths.session.schedule))}
     columns = [no_moments((len(names),)) for _ in at]
 
     def see(t: int, outputs: Mapping[str, np.ndarray]) -> None:
@@ -129,9 +130,9 @@ def follow(
     """Run the trajectories; `see` gets every call of the tapped graph, `hold` every step."""
     session, sampling = paths.session, paths.sampling
 
-    def predict(x: np.ndarray, t: int, rows: Rows) -> np.ndarray:
-        outputs = paths.run(session.family.feeds(x, np.full(len(x), t, np.int64), rows))
-        see(t, outputs)
+    def predict(x: np.ndarray, t: float, rows: Rows) -> np.ndarray:
+        outputs = paths.run(session.family.feeds(x, np.full(len(x), whole(t), np.int64), rows))
+        see(whole(t), outputs)
         return to_eps(next(iter(outputs.values())), x, t, session.schedule)
 
     SAMPLERS[sampling.sampler](

@@ -50,7 +50,7 @@ class Corrected:
     variance_mode: VarianceMode = "paper"
 
 
-Correct = Callable[[Array, int], Corrected]  # guided eps [B, C, H, W], timestep -> Corrected
+Correct = Callable[[Array, float], Corrected]  # guided eps [B, C, H, W], timestep -> Corrected
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def error_law(stats: ErrorStats) -> ErrorLaw:
     return ErrorLaw(stats.mean[..., 0], stats.mean[..., 1], rho * s_D / s_q, C11 * (1.0 - rho**2), rho)
 
 
-def correct_none(eps: Array, t: int) -> Corrected:
+def correct_none(eps: Array, t: float) -> Corrected:
     """No correction: eps [B, C, H, W] as it is."""
     return Corrected(eps)
 
@@ -137,7 +137,7 @@ def d2_deterministic(
     """
     law = error_law(stats)
 
-    def correct(q: Array, t: int) -> Corrected:
+    def correct(q: Array, t: float) -> Corrected:
         s = _row(stats, q, t)
         return Corrected(q - _expected(law, s, q), _residual(law, s, q), variance_mode)
 
@@ -156,7 +156,7 @@ def d2_stochastic(stats: ErrorStats, noise: Noise) -> Correct:
     """
     law = error_law(stats)
 
-    def correct(q: Array, t: int) -> Corrected:
+    def correct(q: Array, t: float) -> Corrected:
         s = _row(stats, q, t)
         z = _like(q, noise(s, tuple(q.shape)))
         return Corrected(q - (_expected(law, s, q) + _column(np.sqrt(law.var[s]), q) * z))
@@ -237,12 +237,12 @@ def check_binding(stats: ErrorStats, wanted: Binding) -> None:
         )
 
 
-def _row(stats: ErrorStats, q: Array, t: int) -> int:
+def _row(stats: ErrorStats, q: Array, t: float) -> int:
     """The row of timestep `t` in the statistics; never a made-up one."""
-    found = np.flatnonzero(stats.timesteps == int(t))
+    found = np.flatnonzero(stats.timesteps == t)
     if len(found) == 0:
         raise ArtifactError(
-            f"no error statistics for timestep {int(t)}, they were fitted at {_listed(stats.timesteps)}: sample with "
+            f"no error statistics for timestep {t:g}, they were fitted at {_listed(stats.timesteps)}: sample with "
             f"steps = {len(stats.timesteps)}, or refit with 'quaver stats RECIPE --set sampling.steps=N'"
         )
     if (C := stats.mean.shape[1]) not in (1, q.shape[1]):

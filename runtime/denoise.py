@@ -22,6 +22,7 @@ from quaver.runtime.errors import EngineError, QuaverError
 from quaver.runtime.family import Family
 from quaver.runtime.guide import Rows, guide
 from quaver.runtime.sample import Denoise
+from quaver.runtime.samplers import whole
 from quaver.runtime.schedule import Schedule, to_eps
 
 Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
@@ -42,12 +43,12 @@ def denoiser(
     """An engine as a guided denoiser x_t [B, C, T, F], t -> eps [B, C, T, F].
 
     `cond` has a row per sample, `uncond` too or one for all; `names` say which sample an error is about.
-    Raises: EngineError, when called, for an output that is not finite.
+    Raises, when called: EngineError for an output that is not finite; QuaverError for a fraction of a timestep.
     """
 
-    def predict(x: Array, t: int, rows: Rows) -> Array:
+    def predict(x: Array, t: float, rows: Rows) -> Array:
         xp = array_api_compat.array_namespace(x)
-        at = xp.full((x.shape[0],), t, dtype=xp.int64, device=array_api_compat.device(x))
+        at = xp.full((x.shape[0],), whole(t), dtype=xp.int64, device=array_api_compat.device(x))
         out = engine(family.feeds(x, at, rows))
         check_finite(out, t, names)
         return to_eps(out, x, t, schedule)
@@ -55,7 +56,7 @@ def denoiser(
     return guide(predict, cond, uncond, guidance)
 
 
-def check_finite(out: Array, t: int, names: Sequence[str] | None = None) -> None:
+def check_finite(out: Array, t: float, names: Sequence[str] | None = None) -> None:
     """Raise EngineError naming the first sample whose row of `out` [N, ...] is not finite; N may hold two branches."""
     xp = array_api_compat.array_namespace(out)
     if bool(xp.all(xp.isfinite(out))):

@@ -16,7 +16,7 @@ from quaver.runtime.sample import Denoise
 
 Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
 Rows = Mapping[str, Array]  # conditioning by name, each [B, ...]: one row per sample
-Predict = Callable[[Array, int, Rows], Array]  # x_t [N, C, H, W], t, rows [N, ...] -> eps [N, C, H, W]
+Predict = Callable[[Array, float, Rows], Array]  # x_t [N, C, H, W], t, rows [N, ...] -> eps [N, C, H, W]
 
 
 def guide(predict: Predict, cond: Rows, uncond: Rows, scale: float) -> Denoise:
@@ -33,7 +33,7 @@ def guide(predict: Predict, cond: Rows, uncond: Rows, scale: float) -> Denoise:
         )
     both = {name: _stack(_rows_like(uncond[name], rows), rows) for name, rows in cond.items()}
 
-    def denoise(x: Array, t: int) -> Array:
+    def denoise(x: Array, t: float) -> Array:
         eps = predict(_stack(x, x), t, both)
         eps_u, eps_c = eps[: x.shape[0], ...], eps[x.shape[0] :, ...]
         return eps_u + scale * (eps_c - eps_u)

@@ -40,6 +40,7 @@ __all__ = [
     "correct_none",
     "sample",
     "sample_ddim",
+    "visited",
 ]
 
 
@@ -109,6 +110,11 @@ def sample(
             on_step(Step(index, move.t, x, eps_raw, fixed.eps, x_prev, clipped))
         x = x_prev
     return x
+
+
+def visited(settings: SamplingSettings, schedule: Schedule) -> np.ndarray:
+    """The timesteps [S] that samples drawn with `settings` visit, descending."""
+    return plan(settings.sampler, schedule, steps=settings.steps, eta=settings.eta).timesteps
 
 
 def sample_with(sampler: str) -> Callable[..., Array]:

@@ -81,6 +81,16 @@ def plan(sampler: str, schedule: Schedule, *, steps: int, eta: float = 0.0) -> P
     return PLANS[sampler](schedule, steps, eta)
 
 
+def whole(t: float) -> int:
+    """A timestep as engines take it. Raises: QuaverError for a fraction of one."""
+    if t != int(t):
+        raise QuaverError(
+            f"the sampler asks for timestep {t:.2f} and engines take whole ones: Euler's visit fractions where the "
+            "scheduler's timestep_spacing is 'linspace'; use ddim, or 'leading' or 'trailing' spacing"
+        )
+    return int(t)
+
+
 def ddim(schedule: Schedule, steps: int, eta: float) -> Plan:
     """DDIM: eta = 0 an ODE, eta = 1 DDPM's noise; the last step ends at the schedule's final level."""
     at = timesteps(schedule, steps).tolist()

@@ -14,7 +14,6 @@ from quaver.runtime.measure import frechet, probe, quality
 from quaver.runtime.measure.cost import file_bytes
 from quaver.runtime.measure.latency import peak_rss_bytes, seconds, time_pair
 from quaver.runtime.measure.trajectories import Pairs, Take
-from quaver.runtime.schedule import timesteps
 from quaver.runtime.session import Session
 
 Array = np.ndarray
@@ -24,18 +23,25 @@ SNR_LIMIT = 150.0  # dB, about what float32 can tell apart; keeps equal latents 
 
 
 def compare_calls(
-    reference: Session, judged: Session, pairs: Pairs, states: Array, *, runs: int, warmup: int, batch: int = 2
+    reference: Session,
+    judged: Session,
+    pairs: Pairs,
+    states: Array,
+    at: Array,
+    *,
+    runs: int,
+    warmup: int,
+    batch: int = 2,
 ) -> Rows:
     """One U-Net call through both engines: paired times, speed-up, output error, loading, bytes.
 
-    The error is taken on states of the float trajectory `[S, N, C, T, F]`, one per sample and at every step in turn.
+    The error is taken on states of the float trajectory `[S, N, C, T, F]` that visits timesteps `at` `[S]`, one per
+    sample and at every step in turn.
     """
     rng = np.random.default_rng(0)
-    steps = timesteps(reference.schedule, len(states))
     pick = np.arange(len(pairs.prompts)) % max(len(states) - 1, 1)
     x_t = states[pick, np.arange(len(pick))]  # the state after step i is what step i + 1 starts from
-    at = steps[np.minimum(pick + 1, len(steps) - 1)]
-    feeds = call_feeds(reference, pairs.prompts, x_t, at)
+    feeds = call_feeds(reference, pairs.prompts, x_t, at[np.minimum(pick + 1, len(at) - 1)])
     error = quality.relative_error(_split(judged.engine, feeds), _split(reference.engine, feeds))
     one = {name: np.resize(rows, (batch, *rows.shape[1:])) for name, rows in feeds.items()}
     float_time, time, speedup = time_pair(

@@ -26,7 +26,7 @@ from quaver.runtime.measure.spectrogram import picture
 from quaver.runtime.measure.trajectories import Pairs, Take, held_out, load_take, save_take, take, take_stamp
 from quaver.runtime.measure.units import percent, spoken
 from quaver.runtime.progress import Progress
-from quaver.runtime.sample import SamplingSettings
+from quaver.runtime.sample import SamplingSettings, visited
 from quaver.runtime.session import FLOAT, Session, open_bundle
 
 SCHEMA = 1
@@ -78,7 +78,9 @@ def validate(
     ):
         takes = draw_takes(reference, judged, pairs, settings, sampling, progress)
         runs = {"runs": settings.latency_runs, "warmup": settings.latency_warmup}
-        call = compare_calls(reference, judged, pairs, takes[FLOAT].states, **runs)
+        call = compare_calls(
+            reference, judged, pairs, takes[FLOAT].states, visited(sampling, reference.schedule), **runs
+        )
         rate = reference.sample_rate
     measured = {name: found for name, found in takes.items() if name != FLOAT}
     rows = correction_rows(takes[FLOAT], measured)

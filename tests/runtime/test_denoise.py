@@ -9,7 +9,7 @@ import pytest
 
 from quaver.runtime.correct import ErrorStats, d2_deterministic
 from quaver.runtime.denoise import check_finite, denoiser, initial_noise, step_noise
-from quaver.runtime.errors import EngineError
+from quaver.runtime.errors import EngineError, QuaverError
 from quaver.runtime.family import find_family
 from quaver.runtime.sample import sample_ddim
 from quaver.runtime.schedule import from_eps, read_schedule, timesteps
@@ -72,3 +72,9 @@ def test_a_bad_output_never_reaches_the_sampler():
         sample_ddim(denoise, initial_noise([1, 2], (1, 4, 4)), SCHEDULE, steps=10, on_step=steps.append)
     assert [step.t for step in steps] == [900, 800, 700, 600, 500]
     assert all(np.isfinite(step.x_prev).all() for step in steps)
+
+
+def test_a_fraction_of_a_timestep_is_refused_with_what_to_do():
+    denoise = denoiser(reporting(SCHEDULE), FAMILY, COND, UNCOND, SCHEDULE, 1.0)
+    with pytest.raises(QuaverError, match=r"947\.37 .* 'leading'"):
+        denoise(initial_noise([1, 2], (1, 4, 4)), 947.37)
