@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quaver.exporter.model.tracing import Traced, trace_module
 from quaver.exporter.modelfile import save_model
 from quaver.exporter.passes.provenance import WRAPPER
-from quaver.exporter.tracing import Traced, trace_module
 from quaver.runtime.artifact import Stamp, save_tensors
 
 ARCHS = Path(__file__).parent / "archs"

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quaver.calib.graph import module_of, read_model
-from quaver.exporter.capability import LACKS, check_capabilities
-from quaver.exporter.islands import islands, named, unpacked
-from quaver.exporter.kernels import disagreements
 from quaver.exporter.lint import Report, lint
-from quaver.exporter.planlog import Compiled, kernel_coverage
-from quaver.exporter.planner import Request
-from quaver.exporter.plantext import summary
-from quaver.exporter.process import ask
+from quaver.exporter.lint.kernels import disagreements
+from quaver.exporter.plans.capability import LACKS, check_capabilities
+from quaver.exporter.plans.islands import islands, named, unpacked
+from quaver.exporter.plans.log import Compiled, kernel_coverage
+from quaver.exporter.plans.planner import Request
+from quaver.exporter.plans.process import ask
+from quaver.exporter.plans.text import summary
 from quaver.runtime.artifact import Stamp, atomic, digest_file, load_json, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import EngineError, RecipeError, unknown

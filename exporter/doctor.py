@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
 from quaver.exporter.build import left_out
-from quaver.exporter.capability import LACKS, runs
+from quaver.exporter.plans.capability import LACKS, runs
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 EXACT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}

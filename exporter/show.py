@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from quaver.exporter.plantext import describe_plan
+from quaver.exporter.plans.text import describe_plan
 from quaver.runtime.artifact import read_stamp
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.modelproto import read_metadata

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from quaver.calib.amax import amax_file
 from quaver.calib.capture import HEAT_MAP
 from quaver.calib.fanout import HERE, Fanout
-from quaver.exporter.build import expected_plans, plan_targets
 from quaver.exporter.chain import Run, Stage, open_run, run_all, run_one
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
@@ -85,8 +84,8 @@ def model_files(bundle: Bundle, recipe: Recipe) -> list[Path]:
 
     None for a hub id, whose name is in the settings.
     """
-    from quaver.exporter.onnxfile import referenced_files
-    from quaver.exporter.source import model_folder
+    from quaver.exporter.model.onnxfile import referenced_files
+    from quaver.exporter.model.source import model_folder
 
     source, scheduler = recipe.model.source, recipe.model.scheduler
     named = [recipe.model.samples, scheduler if isinstance(scheduler, str) else ""]
@@ -126,6 +125,20 @@ def conditioning(bundle: Bundle) -> list[Path]:
     parts = (bundle.tokenizer, bundle.component("text_encoder"), bundle.rows, bundle.given)
     files = [bundle.card, bundle.scheduler, *parts]
     return [path for path in files if path.exists() or path == bundle.card]
+
+
+def plan_sources(bundle: Bundle, recipe: Recipe) -> list[Path]:
+    """The graphs that become plans, and their sites."""
+    from quaver.exporter.build import plan_targets
+
+    return [path for name in plan_targets(recipe.export.targets) for path in (bundle.qdq(name), bundle.sites(name))]
+
+
+def plans(bundle: Bundle, recipe: Recipe) -> list[Path]:
+    """The plans that can be built here."""
+    from quaver.exporter.build import expected_plans
+
+    return [bundle.plan(name) for name in expected_plans(recipe.export.targets)]
 
 
 def learns(recipe: Recipe) -> bool:
@@ -200,8 +213,8 @@ STAGES = (
         "build a TensorRT plan per target, with the extra trt-rtx or trt",
         "quaver.exporter.build:build",
         settings=("build",),
-        reads=lambda b, r: [path for name in plan_targets(r.export.targets) for path in (b.qdq(name), b.sites(name))],
-        writes=lambda b, r: [b.plan(name) for name in expected_plans(r.export.targets)],
+        reads=plan_sources,
+        writes=plans,
         optional=True,
     ),
     Stage(

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from quaver.exporter.importing import import_file, row_card
+from quaver.exporter.model.importing import import_file, row_card
+from quaver.exporter.model.normal import note_macs
+from quaver.exporter.model.rowfiles import as_records, save_rows
+from quaver.exporter.model.samples import Samples, read_samples, sort_samples
+from quaver.exporter.model.source import load_parts, load_unet, model_folder, read_config
+from quaver.exporter.model.tracing import check, trace_parts, trace_unet
 from quaver.exporter.modelfile import save_model
-from quaver.exporter.normal import note_macs
-from quaver.exporter.rowfiles import as_records, save_rows
-from quaver.exporter.samples import Samples, read_samples, sort_samples
-from quaver.exporter.source import load_parts, load_unet, model_folder, read_config
-from quaver.exporter.tracing import check, trace_parts, trace_unet
 from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError

@@ -43,7 +43,7 @@ def unet() -> Any:
 
 @pytest.fixture(scope="module")
 def graph(unet: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from quaver.exporter.tracing import trace_unet
+    from quaver.exporter.model.tracing import trace_unet
 
     path = tmp_path_factory.mktemp("traced") / "unet.onnx"
     onnx.save(trace_unet(unet, SHAPE).model, path)

@@ -12,13 +12,13 @@ import pytest
 from quaver.calib.graph import layers
 from quaver.calib.rules import Rule
 from quaver.exporter import build as building
-from quaver.exporter import process
 from quaver.exporter.build import BuildSettings, build, build_target, expected_plans, findings
 from quaver.exporter.export import ExportSettings, export
 from quaver.exporter.placement import place
-from quaver.exporter.planlog import Compiled
-from quaver.exporter.planner import Request, build_plan
-from quaver.exporter.process import ask
+from quaver.exporter.plans import process
+from quaver.exporter.plans.log import Compiled
+from quaver.exporter.plans.planner import Request, build_plan
+from quaver.exporter.plans.process import ask
 from quaver.exporter.qdq import insert
 from quaver.exporter.targets import TENSORRT_RTX
 from quaver.runtime.artifact import Stamp, digest_file, load_json, read_stamp

@@ -217,7 +217,7 @@ def test_doctor_names_the_versions_the_extras_and_the_processor(capsys):
     code, out, _ = status(capsys, "doctor")
     assert code == 0
     first = [line.split()[0] for line in out.splitlines()]
-    assert first[:3] == ["quaver", "python", "base"] and first[-3:] == ["processor", "int8", "gpu"]
+    assert first[:3] == ["quaver", "python", "base"] and first[-5:] == ["processor", "int8", "plans", "plans", "gpu"]
     assert {"calib", "export", "trt-rtx", "trt", "metrics", "llm", "ray", "dev"} <= set(first)
     assert f"numpy {np.__version__}" in out
 

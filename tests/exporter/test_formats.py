@@ -7,7 +7,7 @@ from quaver.calib.graph import activation_edges, layers
 from quaver.calib.rules import preset
 from quaver.exporter.passes import half
 from quaver.exporter.placement import Placement, place
-from quaver.exporter.planlog import Compiled
+from quaver.exporter.plans.log import Compiled
 from quaver.exporter.qdq import insert
 from quaver.exporter.targets import TARGETS
 from quaver.exporter.topology import read_topology
@@ -176,7 +176,7 @@ def test_float16_and_narrow_weights_make_the_file_that_much_smaller(floats):
 
 def plan(model, folder):
     """The layers of a plan for Ada GPUs."""
-    from quaver.exporter.planner import Request, build_plan
+    from quaver.exporter.plans.planner import Request, build_plan
 
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     request = Request(

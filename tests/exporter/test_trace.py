@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from quaver.calib.graph import MODULE_KEY, layers
-from quaver.exporter import tracing
-from quaver.exporter.source import load_unet
-from quaver.exporter.source import model_folder as source_folder
+from quaver.exporter.model import tracing
+from quaver.exporter.model.source import load_unet
+from quaver.exporter.model.source import model_folder as source_folder
+from quaver.exporter.model.tracing import Traced, check, trace_parts
 from quaver.exporter.trace import ModelSettings, latent_shape, trace
-from quaver.exporter.tracing import Traced, check, trace_parts
 from quaver.runtime.artifact import Stamp, digest_file, read_stamp
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine

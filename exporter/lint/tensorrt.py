@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from quaver.exporter.capability import LACKS
-from quaver.exporter.kernels import AFTER, FLOATS, Kernel
-from quaver.exporter.operands import Codes, Operand
-from quaver.exporter.products import NATIVE, Product
+from quaver.exporter.lint.kernels import AFTER, FLOATS, Kernel
+from quaver.exporter.lint.operands import Codes, Operand
+from quaver.exporter.lint.products import NATIVE, Product
+from quaver.exporter.plans.capability import LACKS
 from quaver.exporter.targets import Target, find_way
 
 KINDS = {"int8": "INT8", "uint8": "INT8", "int4": "INT4", "uint4": "INT4", "float8": "FP8"}

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from quaver.exporter.planlog import FLOATS, WEIGHTS, Compiled
+from quaver.exporter.plans.log import FLOATS, WEIGHTS, Compiled
 
 Modules = Mapping[str, str]  # ONNX node -> path of the torch module it came from
 

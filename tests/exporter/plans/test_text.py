@@ -3,7 +3,7 @@ import json
 import pytest
 
 from quaver.exporter.doctor import gpu_lines, plan_lines
-from quaver.exporter.plantext import describe_plan, summary
+from quaver.exporter.plans.text import describe_plan, summary
 from quaver.exporter.show import describe
 from quaver.runtime.artifact import Stamp, save_json
 from quaver.runtime.errors import ArtifactError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quaver.calib.graph import layers, read_model
-from quaver.exporter.onnxfile import referenced_files
+from quaver.exporter.model.onnxfile import referenced_files
 from quaver.exporter.trace import ModelSettings, trace
 from quaver.runtime.artifact import Stamp, load_lines
 from quaver.runtime.bundle import Bundle
@@ -26,7 +26,7 @@ SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end":
 @pytest.fixture(scope="session")
 def example():
     """The script that makes a denoiser to try."""
-    path = Path(__file__).parents[2] / "examples" / "tiny_denoiser.py"
+    path = Path(__file__).parents[3] / "examples" / "tiny_denoiser.py"
     spec = importlib.util.spec_from_file_location("tiny_denoiser", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from quaver.exporter.planner import Request
+from quaver.exporter.plans.planner import Request
 from quaver.runtime.errors import EngineError
 from quaver.runtime.progress import Progress
 
@@ -22,7 +22,7 @@ def ask(request: Request, progress: Progress) -> dict[str, Any]:
     Raises: EngineError with its words, or with its last output when it died; OSError when the plan cannot be written.
     """
     answer, last = dict[str, Any](), "no output"
-    command = [sys.executable, "-m", "quaver.exporter.planner", json.dumps(asdict(request))]
+    command = [sys.executable, "-m", "quaver.exporter.plans.planner", json.dumps(asdict(request))]
     with _process(command) as child, progress.bar(1, "build") as bar:
         for line in child.stdout or ():
             message = _message(line)

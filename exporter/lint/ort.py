@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quaver.exporter.edges import Shape
-from quaver.exporter.kernels import ORT_TYPES, Kernel
-from quaver.exporter.operands import Codes, Operand
-from quaver.exporter.products import NATIVE, Product
+from quaver.exporter.lint.edges import Shape
+from quaver.exporter.lint.kernels import ORT_TYPES, Kernel
+from quaver.exporter.lint.operands import Codes, Operand
+from quaver.exporter.lint.products import NATIVE, Product
 
 EIGHT = ("int8", "uint8")
 # what its optimizer moves a DQ across, to the product behind

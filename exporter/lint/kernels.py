@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quaver.exporter.edges import node_name
-from quaver.exporter.planlog import Compiled
-from quaver.exporter.products import Product
+from quaver.exporter.lint.edges import node_name
+from quaver.exporter.lint.products import Product
+from quaver.exporter.plans.log import Compiled
 from quaver.runtime.lazy import need
 
 AFTER = " after dequantize"

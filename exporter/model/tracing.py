@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quaver.exporter.opset import OPSET
+from quaver.exporter.model.opset import OPSET
+from quaver.exporter.model.program import share, values
+from quaver.exporter.model.samples import Samples
 from quaver.exporter.passes import clean
 from quaver.exporter.passes.provenance import WRAPPER
-from quaver.exporter.program import share, values
-from quaver.exporter.samples import Samples
 from quaver.runtime.errors import EngineError, RecipeError, unknown
 from quaver.runtime.lazy import need
 

@@ -14,13 +14,13 @@ pytest.importorskip("ml_dtypes")
 
 import onnx
 
-from quaver.exporter.edges import index
-from quaver.exporter.kernels import compiled_type, disagreements, optimized_layers
 from quaver.exporter.lint import lint, open_graph
-from quaver.exporter.planlog import Compiled
-from quaver.exporter.products import products
-from tests.exporter import zoo
-from tests.exporter.zoo import add, attention, concat, conv, native, pair, product, through
+from quaver.exporter.lint.edges import index
+from quaver.exporter.lint.kernels import compiled_type, disagreements, optimized_layers
+from quaver.exporter.lint.products import products
+from quaver.exporter.plans.log import Compiled
+from tests.exporter.lint import zoo
+from tests.exporter.lint.zoo import add, attention, concat, conv, native, pair, product, through
 
 RELU, MOVED = through("Relu"), through("Transpose", perm=[0, 1, 3, 2])
 NEAREST = lambda g, e: g.node("Resize", e, "", g.constant(np.array([1, 1, 2, 2], np.float32)), mode="nearest")  # noqa: E731
@@ -246,7 +246,7 @@ def plans(tmp_path_factory):
 BUILD = """
 import json, sys
 from pathlib import Path
-from quaver.exporter.planner import Request, build_plan
+from quaver.exporter.plans.planner import Request, build_plan
 from quaver.runtime.errors import EngineError
 folder = Path(sys.argv[1])
 for number in range(int(sys.argv[2])):

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quaver.exporter.agreement import Denoiser, compare
-from quaver.exporter.ends import Ends, find_ends, latent_of
+from quaver.exporter.model.agreement import Denoiser, compare
+from quaver.exporter.model.ends import Ends, find_ends, latent_of
+from quaver.exporter.model.normal import normalised
+from quaver.exporter.model.onnxfile import open_file
+from quaver.exporter.model.rowfiles import as_records, save_rows
+from quaver.exporter.model.samples import Samples, read_samples, sort_samples
 from quaver.exporter.modelfile import open_weights
-from quaver.exporter.normal import normalised
-from quaver.exporter.onnxfile import open_file
-from quaver.exporter.rowfiles import as_records, save_rows
-from quaver.exporter.samples import Samples, read_samples, sort_samples
 from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
@@ -132,7 +132,7 @@ def scheduler_config(settings: ModelSettings) -> dict[str, Any]:
             'scheduler = { beta_schedule = "scaled_linear", beta_start = 0.0015, beta_end = 0.0195 }'
         )
     if isinstance(said, str):
-        from quaver.exporter.source import read_config
+        from quaver.exporter.model.source import read_config
 
         config = dict(read_config(Path(said).expanduser()))
     elif isinstance(said, Mapping):

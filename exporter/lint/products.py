@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quaver.calib.graph import module_of
-from quaver.exporter.edges import Index, Shape, following, node_name, values
-from quaver.exporter.operands import NAMES, Codes, Operand, Output, leaf, read_operand, read_output
+from quaver.exporter.lint.edges import Index, Shape, following, node_name, values
+from quaver.exporter.lint.operands import NAMES, Codes, Operand, Output, leaf, read_operand, read_output
 from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:

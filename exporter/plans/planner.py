@@ -1,8 +1,8 @@
 """TensorRT's builder in a process of its own: an ONNX file in, a plan out. TensorRT-RTX needs no GPU for that.
 
-`python -m quaver.exporter.planner REQUEST` with a Request as JSON. Each line of its stdout is JSON: {"step": k, "of":
-n} while it works, then {"version", "profile", "bytes", "layers"}, or {"error"} in words, or {"errno"} when the plan
-cannot be written. A process of its own because the builder takes gigabytes that it does not give back, cannot be
+`python -m quaver.exporter.plans.planner REQUEST` with a Request as JSON. Each line of its stdout is JSON: {"step": k,
+"of": n} while it works, then {"version", "profile", "bytes", "layers"}, or {"error"} in words, or {"errno"} when the
+plan cannot be written. A process of its own because the builder takes gigabytes that it does not give back, cannot be
 interrupted from Python, and a crash of its native code must not be one of ours.
 
 Nothing is decided here. The calls are those that TensorRT 10 and 11 and TensorRT-RTX have in common, or are not made.
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quaver.exporter.planlog import compiled_layers, memory
+from quaver.exporter.plans.log import compiled_layers, memory
 from quaver.runtime.artifact import atomic
 from quaver.runtime.errors import EngineError, QuaverError
 from quaver.runtime.lazy import need

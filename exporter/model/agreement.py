@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from quaver.exporter.ends import End, Ends
-from quaver.exporter.samples import Samples
+from quaver.exporter.model.ends import End, Ends
+from quaver.exporter.model.samples import Samples
 from quaver.runtime.errors import EngineError, RecipeError
 from quaver.runtime.family import Family
 from quaver.runtime.lazy import need

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quaver.calib.graph import MACS_KEY, edge_shapes, layers
-from quaver.exporter.ends import Ends
+from quaver.exporter.model.ends import Ends
+from quaver.exporter.model.opset import stand_ins, to_opset
 from quaver.exporter.modelfile import Weights
-from quaver.exporter.opset import stand_ins, to_opset
 from quaver.exporter.passes import clean, constants, einsum, identities, provenance, scopes, shape_values, unused, widen
 from quaver.exporter.passes.batch import BATCH, free_batch, free_time
 from quaver.runtime.errors import RecipeError

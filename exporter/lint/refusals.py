@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from quaver.exporter.edges import Index, node_name, values
-from quaver.exporter.operands import NAMES
+from quaver.exporter.lint.edges import Index, node_name, values
+from quaver.exporter.lint.operands import NAMES
 from quaver.exporter.targets import Target
 
 OLDEST = 13

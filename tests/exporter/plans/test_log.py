@@ -1,6 +1,6 @@
 import pytest
 
-from quaver.exporter.planlog import compiled_layers, kernel_coverage, memory
+from quaver.exporter.plans.log import compiled_layers, kernel_coverage, memory
 
 TENSOR = "{{ Name: {0}, Dimensions: [-1,64], Strides: [64,1], Datatype: {1}, Format: (Linear) Row major }}"
 

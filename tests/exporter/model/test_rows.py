@@ -11,9 +11,9 @@ from quaver.calib.capture import CaptureSettings, capture
 from quaver.calib.graph import layers, read_model
 from quaver.calib.records import load_records
 from quaver.exporter.cli import main
+from quaver.exporter.model.tracing import check, trace_module
 from quaver.exporter.stages import run_recipe
 from quaver.exporter.trace import ModelSettings, trace
-from quaver.exporter.tracing import check, trace_module
 from quaver.runtime.artifact import Stamp, load_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError, RecipeError
@@ -22,12 +22,12 @@ from quaver.runtime.progress import quiet
 from quaver.runtime.sample import SamplingSettings
 
 onnx, torch = pytest.importorskip("onnx"), pytest.importorskip("torch")
-RECIPE = Path(__file__).parents[2] / "engines" / "tiny-onnx.toml"
+RECIPE = Path(__file__).parents[3] / "engines" / "tiny-onnx.toml"
 
 
 @pytest.fixture(scope="module")
 def example():
-    path = Path(__file__).parents[2] / "examples" / "tiny_denoiser.py"
+    path = Path(__file__).parents[3] / "examples" / "tiny_denoiser.py"
     spec = importlib.util.spec_from_file_location("tiny_denoiser", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -224,7 +224,7 @@ class Convolutions(torch.nn.Module):
 
 
 def test_a_graph_of_free_length_answers_at_two_lengths_and_counts_its_work_at_one():
-    from quaver.exporter.normal import note_macs
+    from quaver.exporter.model.normal import note_macs
 
     torch.manual_seed(0)
     network = Convolutions().eval()

@@ -11,16 +11,16 @@ import onnx
 from onnx import helper
 
 from quaver.exporter.cli import main
-from quaver.exporter.edges import index
 from quaver.exporter.export import ExportSettings, export
-from quaver.exporter.kernels import disagreements, optimized_layers
 from quaver.exporter.lint import as_json, describe, lint, open_graph, verdict
-from quaver.exporter.products import products
+from quaver.exporter.lint.edges import index
+from quaver.exporter.lint.kernels import disagreements, optimized_layers
+from quaver.exporter.lint.products import products
 from quaver.runtime.artifact import Stamp
 from quaver.runtime.errors import QuaverError
 from quaver.runtime.modelproto import GRAPH, INITIALIZER, RAW_DATA, head
 from quaver.runtime.progress import quiet
-from tests.exporter.zoo import Graph, attention, conv, product
+from tests.exporter.lint.zoo import Graph, attention, conv, product
 
 CONV_MACS = 16 * 16 * 9 * 64
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quaver.exporter import kernels_ort, kernels_tensorrt
-from quaver.exporter.edges import Index, index, values
-from quaver.exporter.kernels import Kernel
-from quaver.exporter.onnxfile import check_references
-from quaver.exporter.products import Product, products
-from quaver.exporter.refusals import gathered, refusals
+from quaver.exporter.lint import ort as kernels_ort
+from quaver.exporter.lint import tensorrt as kernels_tensorrt
+from quaver.exporter.lint.edges import Index, index, values
+from quaver.exporter.lint.kernels import Kernel
+from quaver.exporter.lint.products import Product, products
+from quaver.exporter.lint.refusals import gathered, refusals
+from quaver.exporter.model.onnxfile import check_references
 from quaver.exporter.targets import Target, find_target
 from quaver.exporter.weights import pair_sums
 from quaver.runtime.errors import ArtifactError, RecipeError, unknown

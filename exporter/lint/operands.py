@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quaver.exporter.edges import Index, Shape, values
+from quaver.exporter.lint.edges import Index, Shape, values
 
 if TYPE_CHECKING:
     import onnx

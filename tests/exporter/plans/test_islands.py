@@ -1,5 +1,5 @@
-from quaver.exporter.islands import islands, named, unpacked
-from quaver.exporter.planlog import Compiled
+from quaver.exporter.plans.islands import islands, named, unpacked
+from quaver.exporter.plans.log import Compiled
 
 MODULES = {"q": "attn.to_q", "k": "attn.to_k", "qk": "attn", "c1": "conv1", "c2": "conv2", "head": "conv_out"}
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from quaver.exporter.model.program import share, values
 from quaver.exporter.modelfile import save_model
-from quaver.exporter.program import share, values
 from quaver.runtime.artifact import Stamp
 from quaver.runtime.engine import open_engine
 

@@ -16,7 +16,7 @@ from quaver.calib.prompts import KIND as PROMPTS
 from quaver.calib.records import KIND as SAMPLES
 from quaver.calib.records import Records, save_records
 from quaver.calib.select import NO_LAYER
-from quaver.exporter.samples import Samples
+from quaver.exporter.model.samples import Samples
 from quaver.runtime.artifact import Stamp, save_lines, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
