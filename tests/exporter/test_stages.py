@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -119,7 +120,10 @@ def test_ctrl_c_is_one_line_and_the_next_run_goes_on(copied):
     # Far more trajectories than end before the signal arrives.
     long = ["--force", "stats", "--set", "stats.trajectories=100000"]
     argv = [sys.executable, "-m", "quaver.exporter.cli", "run", str(copied), *long]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as child:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    with subprocess.Popen(
+        argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heard
+    ) as child:
         while "stats: asked for" not in (line := child.stderr.readline()):
             assert line
         child.send_signal(signal.SIGINT)
