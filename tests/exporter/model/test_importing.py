@@ -1,8 +1,6 @@
 """Other people's ONNX files: what they become, and what is refused."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,16 +19,6 @@ onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
-
-
-@pytest.fixture(scope="session")
-def example():
-    """The script that makes a denoiser to try."""
-    path = Path(__file__).parents[3] / "examples" / "tiny_denoiser.py"
-    spec = importlib.util.spec_from_file_location("tiny_denoiser", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Models without a text encoder: fed from rows of samples, from the trace to latents."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -23,15 +22,6 @@ from quaver.runtime.sample import SamplingSettings
 
 onnx, torch = pytest.importorskip("onnx"), pytest.importorskip("torch")
 RECIPE = Path(__file__).parents[3] / "engines" / "tiny-onnx.toml"
-
-
-@pytest.fixture(scope="module")
-def example():
-    path = Path(__file__).parents[3] / "examples" / "tiny_denoiser.py"
-    spec = importlib.util.spec_from_file_location("tiny_denoiser", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

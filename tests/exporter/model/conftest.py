@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def example() -> ModuleType:
+    """The script that makes a denoiser to try."""
+    path = Path(__file__).parents[3] / "examples" / "tiny_denoiser.py"
+    spec = importlib.util.spec_from_file_location("tiny_denoiser", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
