@@ -19,12 +19,14 @@ import os
 import shutil
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -166,21 +168,21 @@ def over_ray(work: Work, todo: Sequence[Task], address: str) -> Generator[None, 
         raise EngineError(
             f"no Ray cluster at {address} ({error}): start one with 'ray start --head', or leave --ray out"
         ) from error
-    refs = []
     try:
-        remote = ray.remote(max_retries=RETRIES, num_cpus=1)(run_task)
-        refs = [remote.remote(work, task, 1) for task in todo]
-        for task, ref in zip(todo, refs, strict=True):
+        remote, queue, refs = ray.remote(max_retries=RETRIES, num_cpus=1)(run_task), iter(todo), deque[Any]()
+        for task in todo:
+            # No more than twice what can run: on an error these end by themselves. Ray aborts the whole process when a
+            # task that is being cancelled comes to its end.
+            ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 0))) - len(refs)
+            refs.extend(remote.remote(work, next_task, 1) for next_task in islice(queue, max(0, ahead)))
             try:
-                ray.get(ref)
+                ray.get(refs.popleft())
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None  # what the shard raised, without the cluster around it
             except ray.exceptions.RayError as error:
                 raise died(task) from error
             yield
     finally:
-        for ref in refs:
-            ray.cancel(ref)
         if ours:
             ray.shutdown()
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -218,43 +218,31 @@ def test_a_cluster_that_is_not_there_is_said(work: Work, tmp_path: Path) -> None
         squares(work, [Number(1)], tmp_path / "shards", Fanout(ray="nowhere"))
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A Ray cluster of three nodes on this machine, and this process as its driver."""
-    ray = pytest.importorskip("ray", reason="needs the extra ray")
-    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs the extra ray")
-    made = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000}
-    )
-    made.extra = [made.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
-    ray.init(address=made.address, log_to_driver=False, logging_level="error")
-    yield made
-    ray.shutdown()
-    made.shutdown()
-
-
 @pytest.mark.slow
-def test_a_ray_cluster_gives_the_bytes_of_one_process(bundle: Bundle, cluster: Any) -> None:
-    assert artifacts(bundle, Fanout(ray=cluster.address)) == artifacts(bundle, Fanout())
+def test_on_a_ray_cluster(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    status, said = on_ray(tmp_path / "first")
+    if status not in (0, 1):  # neither passed nor failed: hung, or ended by Ray, whose deadlines a busy machine misses
+        status, said = on_ray(tmp_path / "second")
+    assert status == 0 and "3 passed" in said, said
 
 
-@pytest.mark.slow
-def test_an_error_on_a_cluster_is_the_error_of_the_run(work: Work, tmp_path: Path, cluster: Any) -> None:
-    with pytest.raises(EngineError, match=r"^-3 is negative$"):
-        squares(work, [Number(1), Number(-3)], tmp_path / "shards", Fanout(ray=cluster.address))
-
-
-@pytest.mark.slow
-def test_a_node_lost_in_the_middle_costs_only_what_it_had_in_hand(work: Work, tmp_path: Path, cluster: Any) -> None:
-    folder, shards = tmp_path / "shards", [Number(value, seconds=0.5) for value in range(24)]
-    files = map_shards(work, shards, folder, fanout=Fanout(ray=cluster.address), progress=quiet(), label="squares")
-    got = []
-    for index, path in enumerate(files):
-        got.append(int(load_tensors(path, "shard")[0]["square"][0]))
-        if index == 4:
-            cluster.remove_node(cluster.extra.pop(), allow_graceful=False)
-    assert got == [value**2 for value in range(24)]
-    assert len(calls(work)) <= len(shards) + 2
+def on_ray(folder: Path) -> tuple[int | None, str]:
+    """Run the tests of `on_ray.py`: their process's exit status (None: it hung) and output; no node outlives this."""
+    folder.mkdir()
+    tests, log = Path(__file__).with_name("on_ray.py"), folder / "log"
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'base'}", tests]
+    with log.open("w") as out:
+        child = subprocess.Popen(
+            argv, cwd=tests.parents[2], stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(400)
+        status = child.poll()
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    return status, log.read_text()
 
 
 def test_choices_that_cannot_be_meant_are_refused() -> None:
