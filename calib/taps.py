@@ -93,6 +93,7 @@ def open_tapped(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # else taps come last, and every edge waits for its own
     options.enable_mem_pattern = False  # a second run would plan for one large piece, beside what the first holds
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
     try:
@@ -104,13 +105,16 @@ def open_tapped(
 
 
 def _tap_each(model: onnx.ModelProto, edges: Sequence[str], *parts: Callable[..., list[Any]]) -> None:
-    """Add the nodes of `parts` for every edge."""
+    """Add the nodes of `parts` for every edge, right behind the node that makes it."""
     make_node = need("onnx", extra="calib").helper.make_node
     _require_edges(model, edges)
     _add_constant(model, "quaver.tap.flat", np.array([-1], np.int64))
-    for index, edge in enumerate(edges):
-        for part in parts:
-            model.graph.node.extend(part(make_node, edge, _names(index)))
+    taps = {e: [n for part in parts for n in part(make_node, e, _names(index))] for index, e in enumerate(edges)}
+    nodes = [tap for value in model.graph.input for tap in taps.get(value.name, ())]
+    for node in model.graph.node:
+        nodes += [node, *(tap for edge in node.output for tap in taps.get(edge, ()))]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _count_nodes(node: Callable[..., Any], edge: str, names: Mapping[str, str]) -> list[Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +81,25 @@ def test_external_weights_are_found_and_nothing_is_written(path: Path, x: np.nda
     with open_tapped(path, lambda model: tap_tensors(model, ["far"]), outputs=["far"]) as run:
         assert list(run({"x": x})) == ["far"]
     assert sorted(path.parent.iterdir()) == before
+
+
+def test_an_edge_does_not_wait_for_its_taps(tmp_path: Path) -> None:
+    size, edges = 4_000_000, [f"e{index}" for index in range(40)]
+    nodes = [helper.make_node("Add", [a, a], [b]) for a, b in pairwise(["x", *edges])]
+    ends = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [size]) for n in ("x", edges[-1])]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "m.onnx")
+    code = f"""
+from pathlib import Path; import numpy as np
+from quaver.calib.taps import open_tapped, tap_samples, ENDS
+from quaver.runtime.measure.latency import peak_rss_bytes
+with open_tapped(Path({str(tmp_path / "m.onnx")!r}), lambda m: tap_samples(m, {edges!r}, 16), outputs=[ENDS]) as run:
+    before = peak_rss_bytes()
+    run({{"x": np.ones({size}, np.float32)}})
+    print(peak_rss_bytes() - before)
+"""
+    held = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert held < 10 * 4 * size  # of 40 edges
 
 
 def test_an_edge_that_is_not_there_and_a_missing_model_are_named(path: Path) -> None:
