@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from quaver.calib.graph import Layer, layers, without_weights
 from quaver.calib.rules import Rule, preset
 from quaver.exporter.modelfile import load_model, open_weights
-from quaver.exporter.passes import half
+from quaver.exporter.passes import fused_attention, half
 from quaver.exporter.placement import Placement, Ranges, Site, place, quantized_layers
 from quaver.exporter.qdq import insert
 from quaver.exporter.rounding import load_weights, usable
@@ -75,6 +75,8 @@ def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: 
                 sites = half.settle(sites, halves, model)
                 insert(model, found, sites, moved, target, learned=codes, read=read, keep=keep, say=progress.say)
                 half.run(model, halves, read=read, keep=keep)
+                if target.attention:
+                    fused_attention.run(model, read=read)
                 check(model, target)
                 save_json(bundle.sites(target.name), site_table(found, sites, target), stamp)
                 weights.save(model, stamp, accept=load_once if target.name == "ort-cpu" else lambda path: None)

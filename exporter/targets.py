@@ -70,7 +70,8 @@ class Target:
     residuals: whether the operand that a coded layer's output is added to is coded as well. pair_limit: largest sum of
     neighbouring 8-bit codes of one sign, None when kernels cannot saturate. min_channels: smaller layers stay float.
     min_rows: layers with fewer rows per sample have their weights coded alone. longest: attention products over more
-    positions stay float. capabilities: what a plan can be built for.
+    positions stay float. attention: whether it has an operator for a whole attention (passes.fused_attention).
+    capabilities: what a plan can be built for.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Target:
     min_channels: int = 1
     min_rows: int = 0
     longest: int = 0
+    attention: bool = False
     capabilities: tuple[str, ...] = ()
 
 
@@ -142,6 +144,7 @@ ORT_CPU = Target(
         "'float'",
     },
     pair_limit=PAIR_LIMIT,
+    attention=True,
 )
 
 _SINGLE = dict.fromkeys(("Pow", "ReduceMean", "ReduceSum", "ReduceL2"), "squares and sums leave the range of float16")

@@ -30,6 +30,7 @@ ORT_TYPES = {
     **dict.fromkeys(("MatMul", "Gemm", "FusedMatMul", "FusedGemm"), "float MatMul"),
     "ConvTranspose": "float ConvTranspose",
     "Einsum": "float Einsum",
+    "MultiHeadAttention": "float attention",
 }
 FLOATS = {"Float": "FP32", "Half": "FP16", "BFloat16": "BF16", "float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 CODED = {"Int8": "INT8", "Int4": "INT4", "FP8": "FP8"}

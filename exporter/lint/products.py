@@ -1,9 +1,11 @@
 """The products of a graph: every node that multiplies, and what it multiplies.
 
-Convolutions, Gemm, MatMul and Einsum by a weight or of two activations; and the operators on codes (NATIVE) that
-onnxruntime's own quantizers write. Multiply-accumulates per sample, symbolic sizes counted as 1:
+Convolutions, Gemm, MatMul and Einsum by a weight or of two activations; a whole attention, whose operands are Q and K;
+and the operators on codes (NATIVE) that onnxruntime's own quantizers write. Multiply-accumulates per sample, symbolic
+sizes counted as 1:
 
     Conv: prod(output) C_in / groups prod(kernel)        Gemm, MatMul: prod(output) K        Einsum: prod(all indices)
+    attention [B, S, C] over T keys: 2 prod(output) T
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from quaver.runtime.lazy import need
 if TYPE_CHECKING:
     import onnx
 
-FLOAT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "FusedConv", "FusedMatMul", "FusedGemm")
+ATTENTION = "MultiHeadAttention"
+FLOAT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "FusedConv", "FusedMatMul", "FusedGemm", ATTENTION)
 # operators on codes: (codes, scale, zero point) of both operands by position, then the output's, -1 where there is none
 NATIVE: Mapping[str, tuple[tuple[int, int, int], ...]] = {
     "QLinearConv": ((0, 1, 2), (3, 4, 5), (-1, 6, 7)),
@@ -86,7 +89,8 @@ def _product(graph: Index, node: onnx.NodeProto, name: str) -> Product:
         output, bias = Output(_coded(graph, node, rest[0], "") if rest else None), None
     else:
         left, right = (read_operand(graph, edge) for edge in node.input[:2])
-        bias = read_operand(graph, node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        added = node.input[2] if len(node.input) > 2 and node.op_type != ATTENTION else ""
+        bias = read_operand(graph, added) if added else None
         output = read_output(graph, node)
     macs = _macs(graph, node, left.shape, right.shape, attributes)
     edges = tuple(following(graph, node.output[0]))
@@ -159,6 +163,8 @@ def _macs(
         terms, made = str(attributes.get("equation", "")).replace(" ", "").partition("->")[::2]
         named = zip(terms.replace(",", ""), (*left, *right), strict=False)
         return size * math.prod(d or 1 for k, d in {k: d for k, d in named if k not in made}.items())
+    if node.op_type == ATTENTION:
+        return 2 * size * (right[1] or 1)
     inner = right[0] if node.op_type in ("MatMulNBits",) else left[0] if attributes.get("transA") == 1 else left[-1]
     return size * (inner or 1)
 
