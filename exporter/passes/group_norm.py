@@ -47,7 +47,7 @@ def _fits(node: onnx.NodeProto, shapes: Mapping[str, Dims], constants: Constants
 def _lowered(node: onnx.NodeProto, dims: Dims, constants: Constants) -> list[onnx.NodeProto]:
     """Reshape, InstanceNormalization, Reshape, Mul, Add in place of `node`; their constants join `constants`."""
     onnx = need("onnx", extra="export")
-    settings = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    settings = {"epsilon": 1e-5, **{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}}
     groups, out = settings["num_groups"], node.output[0]
     column = (-1, *[1] * (len(dims) - 2))
 
@@ -56,7 +56,9 @@ def _lowered(node: onnx.NodeProto, dims: Dims, constants: Constants) -> list[onn
         return name
 
     def affine(name: str) -> str:
-        return constant(f"{name}.column{len(dims)}", onnx.numpy_helper.to_array(constants[name]).reshape(column))
+        values = onnx.numpy_helper.to_array(constants[name])
+        values = np.repeat(values, (dims[1] or len(values)) // len(values))  # opset 18 has one for a whole group
+        return constant(f"{name}.column{len(dims)}", values.reshape(column))
 
     dtype = onnx.numpy_helper.to_array(constants[node.input[1]]).dtype
     grouped = constant(f"group_norm.shape.{groups}", np.array([0, groups, -1], np.int64))

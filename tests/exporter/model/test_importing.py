@@ -103,6 +103,38 @@ def test_every_row_has_its_own_time_however_the_file_takes_it(place, tmp_path, t
     np.testing.assert_allclose(out[:, 0, 0, 0], t / 1000, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("opset", "scales", "settings"), [(18, 2, {}), (21, 8, {}), (21, 8, {"epsilon": 1e-3})])
+def test_a_bare_group_norm_is_written_in_operators_that_have_kernels(place, tmp_path, opset, scales, settings):
+    draw = np.random.default_rng(0)
+    made = simple(
+        [
+            ("Conv", ["x", "w1"], ["h"], {"pads": [1] * 4}),
+            ("GroupNormalization", ["h", "scale", "bias"], ["n"], {"num_groups": 2, **settings}),
+            ("Shape", ["n"], ["like"]),
+            ("Reshape", ["n", "like"], ["same"]),
+            ("Reshape", ["t", "column"], ["c"]),
+            ("Add", ["same", "c"], ["a"]),
+            ("Conv", ["a", "w2"], ["out"], {"pads": [1] * 4}),
+        ],
+        ("t", ["B"]),
+        constants={
+            "w1": draw.standard_normal((8, 4, 3, 3), np.float32),
+            "w2": draw.standard_normal((4, 8, 3, 3), np.float32),
+            "scale": draw.standard_normal(scales, np.float32),
+            "bias": draw.standard_normal(scales, np.float32),
+            "column": np.array([-1, 1, 1, 1]),
+        },
+    )
+    made.opset_import[0].version = opset
+    bundle = run(place, tmp_path, made, samples="")
+    kinds = [node.op_type for node in read_model(bundle.float_unet).graph.node]
+    assert not {"GroupNormalization", "Shape"} & {*kinds} and kinds.count("InstanceNormalization") == 1
+    assert [layer.macs for layer in layers(read_model(bundle.float_unet))] == [64 * 32 * 9] * 2
+    feeds = {name: rows for name, rows in make_feeds(3).items() if name != "context"}
+    expected = answers(place / "unet.onnx", feeds, "out")
+    np.testing.assert_allclose(answers(bundle.float_unet, feeds, "out"), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_network_that_lives_on_sigma_is_fed_sigma_and_the_unscaled_sample(place, tmp_path):
     nodes = [  # the denoiser of x_0 ~ N(0, 1): D = x / (1 + sigma^2)
         ("Mul", ["sigma", "sigma"], ["s2"]),

@@ -48,3 +48,13 @@ def test_one_open_size_stays_open(norm, run):
 def test_two_open_sizes_are_left_alone(norm):
     build, scale, bias = norm
     assert not group_norm.run(build(["batch", 6, "height", "width"], w=scale, b=bias))
+
+
+def test_a_norm_of_opset_18_has_one_scale_for_a_whole_group_and_may_leave_epsilon_out(make, run):
+    scale, bias = np.array([1, 2, 3], np.float32), np.array([3, 0, -1], np.float32)
+    nodes = [("GroupNormalization", ["x", "w", "b"], ["y"], {"num_groups": 3})]
+    model = make(nodes, {"x": ["batch", 6, 5]}, ["y"], w=scale, b=bias)
+    assert group_norm.run(model)
+    x = np.random.default_rng(0).standard_normal((2, 6, 5), np.float32) / 100  # so small that epsilon counts
+    expected = group_norm_of(x, scale.repeat(2), bias.repeat(2), 3, 1e-5)
+    assert np.allclose(run(model, x=x)[0], expected, atol=1e-5)
