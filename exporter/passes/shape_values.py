@@ -68,13 +68,13 @@ def work_out(model: onnx.ModelProto, sizes: Sizes) -> Values:
     for node in model.graph.node:
         made = _made(node, values, types)
         if made is None:
-            if node.op_type == "GroupNormalization" and node.input[0] in types:  # onnx tells no shape of it
-                types[node.output[0]] = types[node.input[0]]
             with suppress(Exception):  # an operator whose shape onnx cannot tell, or of another domain
                 schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
                 data = {e: onnx.numpy_helper.from_array(values[e], e) for e in node.input if e in values}
                 seen = {e: types[e] for e in node.input if e in types}
                 types |= onnx.shape_inference.infer_node_outputs(schema, node, seen, data)
+            if node.op_type == "GroupNormalization" and node.input[0] in types:  # onnx tells no shape of it
+                types[node.output[0]] = types[node.input[0]]
             continue
         values |= made
         kind = onnx.helper.np_dtype_to_tensor_dtype
