@@ -37,16 +37,20 @@ def code(
         return code_blocks(
             weight, FORMATS[site.format], axis=layer.axis, block=site.block, half=site.compute == "float16"
         )
-    integer = input_scale is not None and site.pattern != "cast-multiply"
     return code_weight(
         weight,
         FORMATS[site.format],
         axis=layer.axis,
         bias=bias,
         input_scale=input_scale,
-        pair_limit=target.pair_limit if integer else None,
+        pair_limit=pair_limit(target, site, coded_input=input_scale is not None),
         half=site.compute == "float16",
     )
+
+
+def pair_limit(target: Target, site: Site, *, coded_input: bool) -> int | None:
+    """The limit of neighbouring codes (targets) for the weight of a site; None where no kernel multiplies its codes."""
+    return target.pair_limit if coded_input and site.pattern != "cast-multiply" else None
 
 
 def write_weight(draft: Draft, layer: Layer, coded: Coded, site: Site, module: str) -> str:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from quaver.calib.reconstruct.coding import Coding, Grid
 from quaver.calib.records import batches, branches, load_records
 from quaver.calib.rules import preset
 from quaver.exporter.modelfile import load_model
-from quaver.exporter.patterns import FORMATS
+from quaver.exporter.patterns import FORMATS, pair_limit
 from quaver.exporter.placement import Ranges, Site, place
 from quaver.exporter.targets import Target, find_target
 from quaver.exporter.weights import Coded, code_weight, pair_sums
@@ -141,14 +141,14 @@ def _code_layer(
     learned: bool,
 ) -> Coding:
     grids = {role: _grid(sites[role], ranges) for role in ("input", "output") if role in sites}
-    room = 2 * STEP if learned else 0
+    room, limit = 2 * STEP if learned else 0, pair_limit(target, sites["weight"], coded_input="input" in sites)
     coded = code_weight(
         values[layer.weight],
         fmt,
         axis=layer.axis,
         bias=values[layer.bias] if "bias" in sites else None,
         input_scale=grids["input"].scale if "bias" in sites else None,
-        pair_limit=None if target.pair_limit is None else target.pair_limit - room,
+        pair_limit=None if limit is None else limit - room,
         power=POWER if learned else None,
     )
     return Coding(layer, fmt, coded.scale, coded.codes, grids.get("input"), grids.get("output"), learned)
@@ -190,12 +190,14 @@ def usable(learned: LearnedWeights, found: Sequence[Layer], sites: Sequence[Site
     """The learned codes that a target can write: of its own format for the layer, and within its limits."""
     # the scales of a Concat's parts go into its weights: those codes are others
     split = {site.layer for site in sites if site.scale == "parts"}
-    coded = [site for site in sites if site.role == "weight" and not site.block and site.layer not in split]
-    formats: dict[str, Any] = {site.layer: site.format for site in coded}
-    same = {x.name: x for x in found if x.name in learned.coded and learned.formats[x.name] == formats.get(x.name)}
-    limit = target.pair_limit or np.inf
-    return {
-        name: learned.coded[name]
-        for name, layer in same.items()
-        if pair_sums(np.moveaxis(learned.coded[name].codes, layer.axis, 0)).max() <= limit
-    }
+    inputs = {site.layer for site in sites if site.role == "input"}
+    coded = {s.layer: s for s in sites if s.role == "weight" and not s.block and s.layer not in split}
+
+    def fits(layer: Layer) -> bool:
+        name, site = layer.name, coded.get(layer.name)
+        if site is None or learned.formats.get(name) != site.format:
+            return False
+        limit = pair_limit(target, site, coded_input=name in inputs)
+        return limit is None or pair_sums(np.moveaxis(learned.coded[name].codes, layer.axis, 0)).max() <= limit
+
+    return {layer.name: learned.coded[layer.name] for layer in found if fits(layer)}

@@ -13,8 +13,11 @@ from quaver.calib.graph import MODULE_KEY, layers
 from quaver.calib.ranges import RangeSettings, collect_ranges
 from quaver.calib.reconstruct.replay import read_graph, run
 from quaver.calib.records import Records, load_records, save_records
-from quaver.exporter.export import ExportSettings, export
-from quaver.exporter.rounding import ReconstructSettings, learn_weights, load_weights
+from quaver.calib.rules import Rule
+from quaver.exporter.export import ExportSettings, export, read_ranges
+from quaver.exporter.placement import place
+from quaver.exporter.rounding import ReconstructSettings, code_layers, learn_weights, load_weights
+from quaver.exporter.targets import find_target
 from quaver.exporter.weights import pair_sums
 from quaver.runtime.artifact import Stamp, digest_file, read_stamp, save_json
 from quaver.runtime.bundle import Bundle
@@ -186,6 +189,33 @@ def test_learned_codes_of_eight_bits_cannot_saturate_either(recorded, tmp_path):
     for name, coded in weights.coded.items():
         assert np.array_equal(coded.codes, written[name])
         assert pair_sums(np.moveaxis(coded.codes, axes[name], 0)).max() <= 128
+
+
+@pytest.mark.parametrize("activation", ["int8", "float", "int16"])
+def test_without_learning_codes_and_scales_are_those_of_the_exporter(recorded, tmp_path, activation):
+    shutil.copytree(recorded.root, tmp_path / "bundle")
+    bundle, rules = Bundle(tmp_path / "bundle"), (Rule("*", "int8", activation),)
+    settings = ExportSettings(targets=("ort-cpu",), rules=rules)
+    export(bundle, settings, stamp=Stamp("export"), progress=quiet())
+    model, ranges, target = onnx.load(bundle.float_unet), read_ranges(bundle), find_target("ort-cpu")
+    sites = place(layers(model), rules, target, ranges)
+    made = code_layers(model, layers(model), sites, ranges, target, learning=False)
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(bundle.qdq("ort-cpu")).graph.initializer}
+    for name, codes in codes_in(bundle.qdq("ort-cpu")).items():
+        assert np.array_equal(made[name].codes, codes), name
+        scale = values[f"{name}.weight.{'dq.' * (activation == 'int8')}scale"]
+        assert np.array_equal(made[name].scale, scale.reshape(-1)), name
+
+
+@pytest.mark.parametrize("activation", ["float", "int16"])
+def test_learned_codes_that_no_integer_kernel_reads_take_the_whole_range(recorded, tmp_path, activation):
+    shutil.copytree(recorded.root, tmp_path / "bundle")
+    bundle, rules = Bundle(tmp_path / "bundle"), (Rule("*", "int8", activation),)
+    learn(bundle, FAST, targets=("ort-cpu",), rules=rules)
+    write(bundle, targets=("ort-cpu",), rules=rules)
+    written, weights = codes_in(bundle.qdq("ort-cpu")), load_weights(bundle)
+    assert weights.coded and all(np.array_equal(coded.codes, written[name]) for name, coded in weights.coded.items())
+    assert max(pair_sums(codes).max() for codes in written.values() if codes.ndim == 4) > 200
 
 
 def test_an_export_whose_stamp_does_not_name_the_weights_rounds_to_nearest(learned, tmp_path):
