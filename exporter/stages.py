@@ -205,8 +205,7 @@ STAGES = (
         "quaver.exporter.export:export",
         settings=("export",),
         reads=lambda b, r: [b.float_unet, b.ranges, *([b.weights] if learns(r) else [])],
-        writes=lambda b, r: [b.qdq(target) for target in r.export.targets],
-        beside=lambda b, r: [b.sites(target) for target in r.export.targets],
+        writes=lambda b, r: [file(target) for file in (b.qdq, b.sites) for target in r.export.targets],
     ),
     Stage(
         "build",

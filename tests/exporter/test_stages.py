@@ -116,6 +116,21 @@ def test_a_killed_build_loses_nothing_and_the_next_run_makes_the_plan(copied):
     assert not list(bundle.rglob(".tmp-*"))
 
 
+def test_sites_that_an_interrupted_export_left_are_not_those_of_the_graph_before_it(copied, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    sites = copied.with_suffix("") / "unet.ort-cpu.sites.json"
+    before = digest_file(sites)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("quaver.exporter.modelfile.Weights.save", interrupted)
+        run_verb(copied, "export", overrides=["export.preset=float"], progress=quiet())
+    assert digest_file(sites) != before
+    assert reasons(copied) == {"export": "settings changed"}
+    run_recipe(copied, until="export", progress=quiet())
+    assert digest_file(sites) == before
+
+
 def test_ctrl_c_is_one_line_and_the_next_run_goes_on(copied):
     # Far more trajectories than end before the signal arrives.
     long = ["--force", "stats", "--set", "stats.trajectories=100000"]
