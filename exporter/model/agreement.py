@@ -7,7 +7,7 @@ Rows are of samples, or noise, at timesteps far apart. A file that takes one bat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def compare(denoiser: Denoiser, made: Path) -> None:
                 f"{denoiser.path} answers {list(answer.shape)} to {list(feeds[denoiser.ends.sample].shape)}, expected "
                 "as much as it was asked: a network that also predicts variances is not read"
             )
-        worst = max(map(_distance, answer, expected))
+        worst = farthest(answer, expected[:count])
         if not worst <= (allowed := HALF if denoiser.half else PARITY):
             raise EngineError(
                 f"{denoiser.path}: rows of a batch of {count} differ from the file's own answers by {worst:.1e} "
@@ -67,6 +67,12 @@ def probes(denoiser: Denoiser) -> dict[str, np.ndarray]:
     x = draw.standard_normal((ROWS, *denoiser.latent), np.float32)
     rows = {name: np.resize(values, (ROWS, *values.shape[1:])) for name, values in samples.cond.items()}
     return {name: np.asarray(value) for name, value in denoiser.family.feeds(x, t, rows).items()}
+
+
+def farthest(answers: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> float:
+    """The largest || answer - expected || / || expected || of the pairs; nan when an answer has one."""
+    norm = np.linalg.norm
+    return float(np.max([norm(a - e) / max(float(norm(e)), 1e-12) for a, e in zip(answers, expected, strict=True)]))
 
 
 def _alone(denoiser: Denoiser, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -106,7 +112,3 @@ def _answer(session: Any, output: str, feeds: Mapping[str, np.ndarray], path: Pa
     except Exception as error:  # onnxruntime's classes derive from Exception alone
         line = " ".join(str(error).split())[:300]
         raise EngineError(f"{path.name} does not run on the samples ({line}): do they fit its inputs?") from error
-
-
-def _distance(answer: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(answer - expected) / max(float(np.linalg.norm(expected)), 1e-12))

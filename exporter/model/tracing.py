@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quaver.exporter.model.agreement import farthest
 from quaver.exporter.model.opset import OPSET
 from quaver.exporter.model.program import share, values
 from quaver.exporter.model.samples import Samples
@@ -127,7 +128,7 @@ def trace_module(
     model, memory = share(program)
     clean(model)
     _name_dimensions(model, free)
-    unrest = max(map(_distance, moved, answers))
+    unrest = farthest(moved, answers)
     return Traced(model, {k: v.numpy() for k, v in heard.items()}, answers, unrest, memory)
 
 
@@ -144,7 +145,7 @@ def check(traced: Traced, name: str) -> Traced:
     session = ort.InferenceSession(traced.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for batch in (2, 1):
         answers = session.run(None, {key: value[:batch] for key, value in traced.feeds.items()})
-        worst = max(_distance(a, e[:batch]) for a, e in zip(answers, traced.expected, strict=True))
+        worst = farthest(answers, [e[:batch] for e in traced.expected])
         if not worst <= (allowed := max(PARITY, SLACK * traced.unrest)):
             raise EngineError(
                 f"{name}: ONNX differs from torch by {worst:.1e} relative, allowed {allowed:.0e}: "
@@ -212,10 +213,6 @@ def _nudged(x: torch.Tensor) -> torch.Tensor:
     torch = need("torch", extra="export")
     draw = torch.Generator().manual_seed(1)
     return x * (1 + ROUNDING * torch.randn(x.shape, generator=draw)) if x.is_floating_point() else x
-
-
-def _distance(answer: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(answer - expected) / max(float(np.linalg.norm(expected)), 1e-12))
 
 
 @contextlib.contextmanager

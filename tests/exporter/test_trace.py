@@ -116,6 +116,16 @@ def test_a_graph_that_differs_from_torch_is_refused():
         check(Traced(model, {"x": x}, (x * 1.01,)), "unet")
 
 
+def test_one_answer_of_several_that_is_not_a_number_is_refused():
+    nodes = [onnx.helper.make_node(op, ["x"], [out]) for op, out in (("Identity", "y"), ("Log", "z"), ("Abs", "w"))]
+    x, *answers = (onnx.helper.make_tensor_value_info(name, 1, ["b", 2]) for name in "xyzw")
+    graph = onnx.helper.make_graph(nodes, "g", [x], answers)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    x = np.full((2, 2), -1, np.float32)
+    with pytest.raises(EngineError, match=r"unet: ONNX differs from torch by nan relative"):
+        check(Traced(model, {"x": x}, (x, x, -x)), "unet")
+
+
 def test_a_chaotic_network_may_differ_as_much_as_rounding_moves_it():
     class Chaos(torch.nn.Module):
         def forward(self, latents):

@@ -86,6 +86,23 @@ def test_a_network_whose_rows_lean_on_each_other_is_refused(place, tmp_path, exa
     refused(place, tmp_path, r"differ from the file's own answers .* export it with a free batch", made, EngineError)
 
 
+def test_a_row_that_is_not_a_number_is_far_from_the_files_answer(place, tmp_path):
+    nodes = [  # finite where all rows have one time, as they have when the file is asked row by row
+        ("ReduceMean", ["t"], ["mean"], {"axes": [0], "keepdims": 1}),
+        ("Sub", ["t", "mean"], ["apart"]),
+        ("Add", ["apart", "one"], ["above"]),
+        ("Sqrt", ["above"], ["root"]),
+        ("Mul", ["root", "nothing"], ["none"]),
+        ("Reshape", ["none", "column"], ["c"]),
+        ("Add", ["x", "c"], ["out"]),
+    ]
+    constants = {"one": np.float32(1), "nothing": np.float32(0), "column": np.array([-1, 1, 1, 1])}
+    made = simple(nodes, ("t", [2]), constants=constants)
+    for value in (made.graph.input[0], made.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    refused(place, tmp_path, r"batch of 3 differ from the file's own answers by nan", made, EngineError, samples="")
+
+
 @pytest.mark.parametrize(
     ("time", "before"),
     [
