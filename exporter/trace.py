@@ -62,6 +62,14 @@ class ModelSettings:
     prediction: Literal["", "epsilon", "v_prediction", "sample"] = ""  # "": what the scheduler says
     scheduler: Any = ""  # a scheduler_config.json, or a table of its keys
 
+    def __post_init__(self) -> None:
+        if self.latent and (len(self.latent) != 3 or min(self.latent) < 1):
+            raise RecipeError(f"model.latent is {list(self.latent)}, expected [C, H, W], each 1 or more")
+        if self.timestep and self.sigma:
+            raise RecipeError(
+                f"model.timestep is {self.timestep!r} and model.sigma {self.sigma!r}: one input tells the time, set one"
+            )
+
 
 def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Progress) -> Path:
     """Write unet.float.onnx, its components, tokenizer, scheduler and, last, bundle.json; returns unet.float.onnx.

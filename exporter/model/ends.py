@@ -100,7 +100,7 @@ def latent_of(ends: Ends, wanted: tuple[int, ...], sample: tuple[int, ...] | Non
     said = [("the graph", ends.inputs[ends.sample].dims[1:]), ("model.latent", wanted), ("model.samples", sample or ())]
     found: list[int] = []
     for axis in range(3):
-        sizes = {d: where for where, dims in reversed(said) if dims and (d := dims[axis] if len(dims) == 3 else -1)}
+        sizes = {d: where for where, dims in reversed(said) if dims and (d := dims[axis])}
         if len(sizes) > 1:
             told = ", ".join(f"{size} in {where}" for size, where in sizes.items())
             raise RecipeError(f"the latent [C, H, W] differs in dimension {axis}: {told}; make them agree")

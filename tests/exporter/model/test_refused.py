@@ -1,5 +1,7 @@
 """Other people's ONNX files: what is refused, and in which words."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -109,6 +111,16 @@ def test_settings_that_are_missing_say_what_to_write(place, tmp_path):
     refused(place, tmp_path, r"latent \[C, H, W\] differs in dimension 2: .*9 in model\.latent", latent=(4, 8, 9))
     (place / "unet.onnx").unlink()
     refused(place, tmp_path, r"unet\.onnx does not exist: name an \.onnx file")
+
+
+@pytest.mark.parametrize("latent", [(8, 8), (4, -8, 8), (4, 0, 8), (4, 8, 8, 1)])
+def test_a_latent_that_is_none_is_said_as_it_was_written(place, tmp_path, latent):
+    words = re.escape(f"model.latent is {list(latent)}, expected [C, H, W], each 1 or more")
+    refused(place, tmp_path, words, latent=latent)
+
+
+def test_a_time_that_is_a_timestep_and_a_noise_level_is_refused(place, tmp_path):
+    refused(place, tmp_path, r"model\.timestep is 't' and model\.sigma 't': .* set one", timestep="t", sigma="t")
 
 
 def test_a_network_that_predicts_variances_too_is_refused(place, tmp_path, model):
