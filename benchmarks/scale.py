@@ -81,7 +81,7 @@ def capture_job(bundle: Bundle, prompts: int) -> Job:
 def stats_job(bundle: Bundle, prompts: int) -> Job:
     """Error statistics."""
     settings = StatsSettings()
-    pair = Pair(bundle, settings.target, settings.granularity, sampling(bundle))
+    pair = Pair(bundle, settings.target, settings.neighbourhood, sampling(bundle))
     work = Work(error_stats.OPEN, pair, KEY)
     return Job(work, split_prompts(texts(bundle), 0, settings.batch), math.ceil(prompts / settings.batch))
 

@@ -7,7 +7,8 @@
 D2-DPM (arXiv:2408.11275), Algorithm 1, lines 1-2. x_t comes from the float engine's own trajectories (teacher forcing)
 at the guidance scale, steps and eta in use: the statistics belong to these and to the engine, and say so (`Binding`).
 Everything is in eps: a network that predicts v or x_0 is converted first (D_e = sqrt(alpha_bar) D_v). A group is a
-channel (default) or the whole tensor; the pairs of a group are all its elements over all trajectories.
+channel (default) or the whole tensor; the pairs of a group are all its elements over all trajectories. With them goes
+what a neighbourhood of q and x_t says of D, and how much of either law holds where it was not fitted (`local_law`).
 
 The published code first drops pairs with |D - mean| > 4 std, which biases C11 low; nothing finite is dropped here. What
 the engine answers that is not finite is dropped, and counted.
@@ -15,9 +16,10 @@ the engine answers that is not finite is dropped, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +27,14 @@ import numpy as np
 
 from quaver.calib.fanout import HERE, Compute, Fanout, Work, clear, map_shards
 from quaver.calib.fanout import KIND as SHARD
+from quaver.calib.local_law import choose, fit_laws, pairs, vectors
 from quaver.calib.moments import Joint, covariance, joint_of, merge_joint, no_joint
 from quaver.calib.prompts import load_prompts
 from quaver.calib.trajectories import Shard, split_prompts
-from quaver.runtime.artifact import Stamp, digest_json, load_tensors, save_tensors
+from quaver.runtime.artifact import Stamp, digest_json, load_tensors
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.correct import KIND, Binding, ErrorStats, error_law
 from quaver.runtime.engine import Engine, open_engine
+from quaver.runtime.error_law import Binding, ErrorStats, Local, Shrink, error_law, save_stats
 from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.generate import binding, generate_from
 from quaver.runtime.guide import Rows, guide
@@ -50,6 +53,7 @@ class StatsSettings:
 
     trajectories: int = 64
     granularity: Literal["channel", "tensor"] = "channel"  # one Gaussian per latent channel, or one for all of them
+    neighbourhood: int = 3  # places k x k of q and x_t that the local law reads: 1, 3, 5 or 7
     target: str = "ort-cpu"  # the engine to fit, unet.<target>.onnx, as onnxruntime runs it
     batch: int = 8  # trajectories run together
     seed: int = 2_000_000  # of the first trajectory; capture counts from 1,000,000, validation from below that
@@ -58,6 +62,8 @@ class StatsSettings:
         for name, least in {"trajectories": 1, "batch": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise RecipeError(f"stats.{name} is {getattr(self, name)}, expected {least} or more")
+        if self.neighbourhood not in (1, 3, 5, 7):
+            raise RecipeError(f"stats.neighbourhood is {self.neighbourhood}, expected 1, 3, 5 or 7")
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Pair:
 
     bundle: Bundle
     target: str
-    granularity: str
+    neighbourhood: int
     sampling: SamplingSettings
 
 
@@ -79,39 +85,78 @@ def collect_error_stats(
     progress: Progress,
     fanout: Fanout = HERE,
 ) -> Path:
-    """Write error_stats.<target>.safetensors: timesteps [S], mean [S, C|1, 2], cov [S, C|1, 2, 2], count [S] float64.
+    """Write error_stats.<target>.safetensors: timesteps [S], mean [S, C|1, 2], cov [S, C|1, 2, 2], count [S] float64,
+    and the parts `local` and `shrink` of `ErrorStats`.
 
-    `meta` holds the binding and, per timestep, the share of the error's variance that the output explains.
+    `meta` holds the binding and, per timestep, the share of the error's variance that the output explains, and of the
+    squared error that either law takes off where it was not fitted.
     Raises: EngineError when an engine gives nothing finite at a timestep.
     """
     texts, folder = [row["text"] for row in load_prompts(bundle, "calib")], bundle.shards("stats")
     shards = split_prompts([texts[i % len(texts)] for i in range(settings.trajectories)], settings.seed, settings.batch)
-    pair = Pair(Bundle(bundle.root.resolve()), settings.target, settings.granularity, sampling)
+    pair = Pair(Bundle(bundle.root.resolve()), settings.target, settings.neighbourhood, sampling)
     work = Work(OPEN, pair, digest_json([asdict(stamp), asdict(settings), asdict(sampling)]))
     label = f"stats {settings.target}"
-    joint, dropped, bound = merge_shards(
+    halves, dropped, bound = merge_shards(
         map_shards(work, shards, folder, fanout=fanout, progress=progress, label=label)
     )
     at = visited(sampling, load_schedule(bundle.scheduler))
-    counts = joint.count[:, 0]
+    counts = halves.count.sum(axis=0)
     if counts.min() < 2:
         raise EngineError(
             f"{settings.target} gives nothing finite at timestep {at[counts.argmin()]}: run 'quaver show' on"
             f" {bundle.qdq(settings.target).name}, or collect wider ranges"
         )
-    stats = ErrorStats(timesteps=at, mean=joint.mean, cov=covariance(joint), count=counts, binding=bound)
+    stats, held = fit(halves, at, bound, settings)
     share = explained(stats)
-    meta = {"binding": asdict(bound), "explained": share, "dropped": dropped, "settings": asdict(settings)}
+    meta = {"explained": share, "held_out": held, "dropped": dropped, "settings": asdict(settings)}
     lost = f", {dropped.sum()} answers that were not finite left out" if dropped.any() else ""
     progress.say(f"stats  the output explains {share.min():.1%} to {share.max():.1%} of its error's variance{lost}")
-    tensors = {name: getattr(stats, name) for name in ("timesteps", "mean", "cov", "count")}
-    path = save_tensors(bundle.error_stats(settings.target), tensors, replace(stamp, kind=KIND), meta=meta)
+    if "local" in held:
+        low, high = min(held["local"]), max(held["local"])
+        progress.say(f"stats  with its neighbourhood and x_t, elsewhere, {low:.1%} to {high:.1%}")
+    path = save_stats(bundle.error_stats(settings.target), stats, stamp, meta=meta)
     clear(folder)
     return path
 
 
+def fit(
+    halves: Joint, at: np.ndarray, bound: Binding, settings: StatsSettings
+) -> tuple[ErrorStats, dict[str, list[float]]]:
+    """The statistics from joint moments [2, S] of (phi, D), and per timestep the share of the squared error that each
+    law takes off on the half that had no part in its fit ({} where a half is empty).
+    """
+    C, k, S = bound.latent_shape[0], settings.neighbourhood, len(at)
+    steps = [tuple(Joint(h.count[s], h.mean[s], h.m2[s]) for h in _halves(halves)) for s in range(S)]
+    joint = pairs(merge_joint(*_halves(halves)), C, k)
+    if settings.granularity == "tensor":
+        joint = pool(joint)
+    stats = ErrorStats(timesteps=at, mean=joint.mean, cov=covariance(joint), count=joint.count[:, 0], binding=bound)
+    if halves.count.min() < 2:
+        return stats, {}
+    laws, local, channel = zip(*(fit_laws((a, b), C, k) for a, b in steps), strict=True)
+    weight = np.stack([W for W, _ in laws]).reshape(S, C, 2 * C, k, k).astype(np.float32)
+    found = Local(weight, np.stack([b for _, b in laws]), np.stack([held.rest for held in local]) / 2)  # two halves
+    shares = {"channel": [held.share for held in channel], "local": [held.share for held in local]}
+    by_channel, by_local = choose(channel, local)
+    if settings.granularity == "tensor":
+        by_channel = np.zeros_like(by_channel)  # that law is not among the statistics
+    return replace(stats, local=found, shrink=Shrink(by_channel, by_local)), shares
+
+
+def _halves(joint: Joint) -> tuple[Joint, Joint]:
+    first, second = (Joint(joint.count[h], joint.mean[h], joint.m2[h]) for h in (0, 1))
+    return first, second
+
+
+def pool(joint: Joint) -> Joint:
+    """Joint moments [S, 1] of all groups [S, G] together."""
+    groups = [Joint(joint.count[:, [g]], joint.mean[:, [g]], joint.m2[:, [g]]) for g in range(joint.count.shape[1])]
+    return reduce(merge_joint, groups)
+
+
 def merge_shards(files: Iterable[Path]) -> tuple[Joint, np.ndarray, Binding]:
-    """Joint moments [S, G] and dropped trajectories [S] of all shards together, and what all of them were bound to.
+    """Joint moments [2, S] and dropped trajectories [S] of all shards together, and what all of them were bound to.
 
     Raises: ArtifactError when two shards were run on different engines.
     """
@@ -148,26 +193,31 @@ def open_pair(pair: Pair, *, threads: int | None) -> Iterator[Compute]:
 
 
 def compare(session: Session, engine: Engine, shard: Shard, pair: Pair) -> tuple[Joint, np.ndarray]:
-    """Joint moments [S, G] per timestep and group over a shard, and how many trajectories were dropped at each [S]."""
-    groups, steps = session.latent_shape[0] if pair.granularity == "channel" else 1, pair.sampling.steps
-    joints, dropped = [no_joint((groups,), 2)] * steps, np.zeros(steps, int)
+    """Joint moments [2, S] of (phi, D) over a shard, and how many trajectories were dropped at each timestep [S].
+
+    Trajectories of even seeds are the first half, those of odd ones the second.
+    """
+    C, k, steps = session.latent_shape[0], pair.neighbourhood, pair.sampling.steps
+    joints, dropped = [no_joint((2,), C + 2 * C * k * k)] * steps, np.zeros(steps, int)
     texts, seeds = list(shard.texts), range(shard.seed, shard.seed + len(shard.texts))
     deployed = unchecked_denoiser(session, engine, session.family.embed(session.parts, texts), pair.sampling.guidance)
 
     def look(step: Step) -> None:
-        joint, bad = pair_moments(deployed(step.x_t, step.t), step.eps_raw, groups)
+        joint, bad = halves_of(deployed(step.x_t, step.t), step.x_t, step.eps_raw, seeds, k)
         joints[step.index], dropped[step.index] = merge_joint(joints[step.index], joint), dropped[step.index] + bad
 
     list(generate_from(session, texts, seeds, pair.sampling, batch=len(seeds), decode=False, on_step=look))
-    return Joint(*(np.stack([getattr(joint, name) for joint in joints]) for name in ("count", "mean", "m2"))), dropped
+    parts = (np.stack([getattr(joint, name) for joint in joints], axis=1) for name in ("count", "mean", "m2"))
+    return Joint(*parts), dropped
 
 
-def pair_moments(q: np.ndarray, e: np.ndarray, groups: int) -> tuple[Joint, int]:
-    """Joint moments [groups] of (q, q - e), and how many samples were dropped; q, e [B, C, T, F], `groups` C or 1."""
-    good = np.isfinite(q).all(axis=tuple(range(1, q.ndim)))
-    q, e = q[good].astype(np.float64), e[good].astype(np.float64)
-    by_group = [np.moveaxis(v, 1, 0).reshape(groups, -1) for v in (q, q - e)]
-    return joint_of(np.stack(by_group, axis=-1)), int(len(good) - good.sum())
+def halves_of(q: np.ndarray, x: np.ndarray, e: np.ndarray, seeds: Sequence[int], k: int) -> tuple[Joint, int]:
+    """Joint moments [2] of (phi, q - e), and how many samples were dropped; q, x, e [B, C, T, F], a seed each."""
+    q, x, e = (np.asarray(values, np.float64) for values in (q, x, e))
+    good, odd = np.isfinite(q.reshape(len(q), -1)).all(axis=1), np.array(seeds) % 2 == 1
+    halves = [joint_of(vectors(q[mine], x[mine], (q - e)[mine], k)) for mine in (good & ~odd, good & odd)]
+    joint = Joint(*(np.stack([getattr(half, name) for half in halves]) for name in ("count", "mean", "m2")))
+    return joint, int(np.count_nonzero(~good))
 
 
 def explained(stats: ErrorStats) -> np.ndarray:

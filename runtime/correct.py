@@ -1,41 +1,40 @@
-"""Correction of the quantization error, as D2-DPM has it (AAAI 2025, arXiv:2408.11275).
+"""Corrections of the quantization error between engine calls: (q, t, x_t) -> Corrected.
 
-q is what the quantized denoiser says (guided eps), D = q - eps its error against full precision. At each timestep the
-pair (q, D) is taken as jointly Gaussian with mean (mu_q, mu_D) and covariance [[C00, C01], [C01, C11]], over the whole
-tensor or per channel. Given q, the error is Gaussian too (eqs. 8-10):
+q is what the quantized denoiser says (guided eps), D = q - eps its error; `error_law` has D given q. A correction takes
+off what it expects of D, and says what variance is left for a sampler that has noise to take it off:
 
-    mean       m(q) = mu_D + rho sqrt(C11 / C00) (q - mu_q)       rho = C01 / sqrt(C00 C11)
-    variance   r^2  = C11 (1 - rho^2)                             the residual: what q does not explain
-
-    deterministic (D-D2)   e' = q - m(q)            the sampler absorbs r^2 into its own noise (Alg. 1, lines 15-17)
-    stochastic (S-D2)      e' = q - (m(q) + r z)    z ~ N(0, 1) from a stream of its own (Alg. 1, lines 11-13)
+    none               e' = q
+    mean               e' = q - mu_D
+    ptqd               e' = (q - b) / (1 + k)   D = k eps + R, b = E[R], k >= 0; leaves Var[R] / (1 + k)^2
+    d2-deterministic   e' = q - m(q)            leaves r^2; the step of D2-DPM's Algorithm 1, lines 15-17
+    d2-consistent      e' = q - m(q)            leaves r^2; a step whose variance is that without error
+    d2-stochastic      e' = q - (m(q) + r z)    z ~ N(0, 1) from a stream of its own (Algorithm 1, lines 11-13)
+    d2-local           e' = q - m(q, x_t)       the same law over a neighbourhood of all channels, and of x_t
+    auto               e' = q - a m             per timestep and channel the law, and as much of it, as held elsewhere
 
 E[(e' - eps)^2] is mu_D^2 + C11 without correction, r^2 with D-D2 and 2 r^2 with S-D2; Var[e'] = Var[eps] with S-D2.
-A correction is a function `(q, t) -> Corrected`. It knows nothing of the sampler: the sampler knows how far a change
-of eps moves its step, and derives from `Corrected.var` what it can absorb.
+The last two leave the sampler's noise alone: their aim is the path that the float model takes, and what is taken off
+the noise is off that path too. A correction knows nothing of the sampler: the sampler knows how far a change of eps
+moves its step, and derives from `Corrected.var` what it can absorb. Sources: D2-DPM (arXiv:2408.11275), PTQD
+(arXiv:2305.10657).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import array_api_compat
 import numpy as np
 
-from quaver.runtime.artifact import Stamp, load_tensors, save_tensors
+from quaver.runtime.error_law import ErrorLaw, ErrorStats, error_law, row_of
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.plug import plug
 
 Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
 Noise = Callable[[int, tuple[int, ...]], Array]  # index of the step, shape [B, C, H, W] -> that many standard normals
 VarianceMode = Literal["paper", "consistent"]
-
-KIND = "error_stats"
-DEAD = 1e-12  # variance of q at or below which a channel says nothing about its error
-RHO_MAX = 0.9999  # keeps r^2 positive when rounding makes C01^2 exceed C00 C11
 
 
 @dataclass(frozen=True)
@@ -50,80 +49,45 @@ class Corrected:
     variance_mode: VarianceMode = "paper"
 
 
-Correct = Callable[[Array, float], Corrected]  # guided eps [B, C, H, W], timestep -> Corrected
+Correct = Callable[[Array, float, Array], Corrected]  # guided eps [B, C, H, W], timestep, x_t [B, C, H, W] -> Corrected
 
 
-@dataclass(frozen=True)
-class Binding:
-    """What error statistics belong to; statistics of another engine, guidance or step count correct nothing."""
-
-    engine: str  # digest of the quantized denoiser
-    reference: str  # digest of the float denoiser
-    backend: str
-    sampler: str
-    steps: int
-    eta: float
-    guidance: float
-    prediction: str
-    latent_shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ErrorStats:
-    """The joint Gaussian of output and error per timestep, all float64.
-
-    timesteps [S] int64; mean [S, C|1, 2] = (mu_q, mu_D); cov [S, C|1, 2, 2]; count [S], pairs behind each timestep.
-    """
-
-    timesteps: np.ndarray
-    mean: np.ndarray
-    cov: np.ndarray
-    count: np.ndarray
-    binding: Binding | None = None
-
-    def __post_init__(self) -> None:
-        S, C = len(self.timesteps), self.mean.shape[1] if self.mean.ndim == 3 else 0
-        shapes = self.mean.shape == (S, C, 2) and self.cov.shape == (S, C, 2, 2) and self.count.shape == (S,)
-        if not shapes or S == 0 or len(set(self.timesteps.tolist())) != S:
-            raise ArtifactError(
-                f"error statistics have mean {self.mean.shape}, cov {self.cov.shape}, count {self.count.shape} for {S} "
-                "timesteps, expected [S, C, 2], [S, C, 2, 2], [S], each once: 'quaver stats RECIPE' fits them anew"
-            )
-        if self.count.min() < 2:
-            raise ArtifactError(
-                f"error statistics rest on {self.count.min():g} pairs at timestep "
-                f"{self.timesteps[self.count.argmin()]}, expected 2 or more: 'quaver stats RECIPE' fits them anew"
-            )
-        if not (np.isfinite(self.mean).all() and np.isfinite(self.cov).all()):
-            raise ArtifactError("error statistics are not finite: 'quaver stats RECIPE' fits them anew")
-
-
-@dataclass(frozen=True)
-class ErrorLaw:
-    """The error given the output: D | q ~ N(mu_D + slope (q - mu_q), var), each [S, C|1] float64."""
-
-    mu_q: np.ndarray
-    mu_D: np.ndarray
-    slope: np.ndarray
-    var: np.ndarray
-    rho: np.ndarray
-
-
-def error_law(stats: ErrorStats) -> ErrorLaw:
-    """The conditional law of the error at every timestep (D2-DPM eqs. 9, 10).
-
-    A channel whose output does not vary (C00 <= 1e-12) explains nothing: slope 0, var C11. rho stays within +-0.9999.
-    """
-    C00, C01, C11 = stats.cov[..., 0, 0], stats.cov[..., 0, 1], np.maximum(stats.cov[..., 1, 1], 0.0)
-    dead = (C00 <= DEAD) | (C11 <= 0.0)
-    s_q, s_D = np.sqrt(np.where(dead, 1.0, C00)), np.sqrt(C11)
-    rho = np.where(dead, 0.0, np.clip(C01 / (s_q * np.where(dead, 1.0, s_D)), -RHO_MAX, RHO_MAX))
-    return ErrorLaw(stats.mean[..., 0], stats.mean[..., 1], rho * s_D / s_q, C11 * (1.0 - rho**2), rho)
-
-
-def correct_none(eps: Array, t: float) -> Corrected:
+def correct_none(q: Array, t: float, x: Array) -> Corrected:
     """No correction: eps [B, C, H, W] as it is."""
-    return Corrected(eps)
+    return Corrected(q)
+
+
+def plain(stats: ErrorStats | None = None, noise: Noise | None = None) -> Correct:
+    """The maker of `correct_none`."""
+    return correct_none
+
+
+def mean(stats: ErrorStats, noise: Noise | None = None) -> Correct:
+    """Take off the mean of the error. `noise` is not used."""
+
+    def correct(q: Array, t: float, x: Array) -> Corrected:
+        return Corrected(q - _column(stats.mean[row_of(stats, q, t), :, 1], q))
+
+    return correct
+
+
+def ptqd(stats: ErrorStats, noise: Noise | None = None) -> Correct:
+    """Divide by what the error has in common with eps, take off the rest's mean, leave its variance (PTQD, eqs. 7-13).
+
+    The regression on eps = q - D follows from the statistics: Var[eps] = C00 - 2 C01 + C11, Cov[eps, D] = C01 - C11.
+    A slope below 0 counts as none. The sampler's step is that of `d2-deterministic`. `noise` is not used.
+    """
+    C00, C01, C11 = stats.cov[..., 0, 0], stats.cov[..., 0, 1], stats.cov[..., 1, 1]
+    spread, common = C00 - 2 * C01 + C11, C01 - C11
+    k = np.maximum(np.divide(common, spread, out=np.zeros_like(common), where=spread > 1e-12), 0.0)
+    bias = (1 + k) * stats.mean[..., 1] - k * stats.mean[..., 0]
+    var = np.maximum(C11 - 2 * k * common + k**2 * spread, 0.0) / (1 + k) ** 2
+
+    def correct(q: Array, t: float, x: Array) -> Corrected:
+        s = row_of(stats, q, t)
+        return Corrected((q - _column(bias[s], q)) / _column(1 + k[s], q), _spread(var[s], q))
+
+    return correct
 
 
 def d2_deterministic(
@@ -137,9 +101,9 @@ def d2_deterministic(
     """
     law = error_law(stats)
 
-    def correct(q: Array, t: float) -> Corrected:
-        s = _row(stats, q, t)
-        return Corrected(q - _expected(law, s, q), _residual(law, s, q), variance_mode)
+    def correct(q: Array, t: float, x: Array) -> Corrected:
+        s = row_of(stats, q, t)
+        return Corrected(q - _expected(law, s, q), _spread(law.var[s], q), variance_mode)
 
     return correct
 
@@ -156,25 +120,59 @@ def d2_stochastic(stats: ErrorStats, noise: Noise) -> Correct:
     """
     law = error_law(stats)
 
-    def correct(q: Array, t: float) -> Corrected:
-        s = _row(stats, q, t)
+    def correct(q: Array, t: float, x: Array) -> Corrected:
+        s = row_of(stats, q, t)
         z = _like(q, noise(s, tuple(q.shape)))
         return Corrected(q - (_expected(law, s, q) + _column(np.sqrt(law.var[s]), q) * z))
 
     return correct
 
 
-def plain(stats: ErrorStats | None = None, noise: Noise | None = None) -> Correct:
-    """The maker of `correct_none`."""
-    return correct_none
+def d2_local(stats: ErrorStats, noise: Noise | None = None) -> Correct:
+    """Take off what a neighbourhood of q and x_t in all channels says of the error. `noise` is not used.
+
+    Raises: ArtifactError when the statistics have no local law.
+    """
+    local = _need(stats, "local", "neighbourhood=3")
+
+    def correct(q: Array, t: float, x: Array) -> Corrected:
+        s = row_of(stats, q, t)
+        return Corrected(q - (convolve(local.weight[s], q, x) + _column(local.bias[s], q)))
+
+    return correct
+
+
+def auto(stats: ErrorStats, noise: Noise | None = None) -> Correct:
+    """Take off, per timestep and channel, as much of either law as held on trajectories beside its fit.
+
+    Nothing where neither held. `noise` is not used. Raises: ArtifactError when the statistics do not know.
+    """
+    shrink, law = _need(stats, "shrink", "trajectories=64"), error_law(stats)
+
+    def correct(q: Array, t: float, x: Array) -> Corrected:
+        s = row_of(stats, q, t)
+        if (a := shrink.channel[s]).any():
+            q_new = q - _column(a, q) * _expected(law, s, q)
+        else:
+            q_new = q
+        if stats.local is not None and (a := shrink.local[s]).any():
+            expected = convolve(stats.local.weight[s], q, x) + _column(stats.local.bias[s], q)
+            q_new = q_new - _column(a, q) * expected
+        return Corrected(q_new)
+
+    return correct
 
 
 # Every maker is called as maker(stats, noise) and returns a Correct.
 CORRECTIONS = {
     "none": "quaver.runtime.correct:plain",
+    "mean": "quaver.runtime.correct:mean",
+    "ptqd": "quaver.runtime.correct:ptqd",
     "d2-deterministic": "quaver.runtime.correct:d2_deterministic",
     "d2-consistent": "quaver.runtime.correct:d2_consistent",
     "d2-stochastic": "quaver.runtime.correct:d2_stochastic",
+    "d2-local": "quaver.runtime.correct:d2_local",
+    "auto": "quaver.runtime.correct:auto",
 }
 
 
@@ -189,67 +187,40 @@ def make_correct(name: str, stats: ErrorStats | None, noise: Noise) -> Correct:
     return maker(stats, noise)
 
 
-def save_stats(path: Path, stats: ErrorStats, stamp: Stamp) -> Path:
-    """Write error statistics with what they belong to."""
-    tensors = {
-        "timesteps": np.asarray(stats.timesteps, dtype=np.int64),
-        "mean": np.asarray(stats.mean, dtype=np.float64),
-        "cov": np.asarray(stats.cov, dtype=np.float64),
-        "count": np.asarray(stats.count, dtype=np.float64),
-    }
-    stamp = replace(stamp, kind=KIND)
-    return save_tensors(path, tensors, stamp, meta={"binding": asdict(stats.binding) if stats.binding else None})
+def convolve(weight: np.ndarray, q: Array, x: Array) -> Array:
+    """weight [C, 2 C, k, k] * [q, x], padded with zeros; q, x [B, C, H, W] -> [B, C, H, W] in q's type.
 
-
-def load_stats(path: Path) -> ErrorStats:
-    """Read error statistics.
-
-    Raises: ArtifactError when the file is missing, damaged, of another kind, or holds something else.
+    k^2 products of matrices [C, 2 C] [2 C, H W], so that any array of the array API will do.
     """
-    tensors, meta = load_tensors(path, KIND)
-    try:
-        found = meta.get("binding")
-        binding = Binding(**{**found, "latent_shape": tuple(found["latent_shape"])}) if found else None
-        return ErrorStats(tensors["timesteps"], tensors["mean"], tensors["cov"], tensors["count"], binding)
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} lacks a part of error statistics ({error}): 'quaver stats RECIPE' fits them anew"
-        ) from error
-
-
-def check_binding(stats: ErrorStats, wanted: Binding) -> None:
-    """Refuse statistics that were fitted on something else than what is about to run (the reference may differ).
-
-    Raises: ArtifactError naming every difference, and the command that fits them anew.
-    """
-    if stats.binding is None:
-        raise ArtifactError(
-            "error statistics do not say what they were fitted on: 'quaver stats RECIPE' fits them anew"
-        )
-    pairs = [(f.name, getattr(stats.binding, f.name), getattr(wanted, f.name)) for f in fields(Binding)]
-    wrong = [
-        f"{name} {_short(had)}, now {_short(now)}" for name, had, now in pairs if name != "reference" and had != now
+    xp, (B, C, H, W), k = array_api_compat.array_namespace(q), q.shape, weight.shape[-1]
+    both, weight = _padded(xp, xp.concat([q, x], axis=1), k // 2), _like(q, weight)
+    parts = [
+        weight[:, :, i, j] @ xp.reshape(both[:, :, i : i + H, j : j + W], (B, 2 * C, H * W))
+        for i in range(k)
+        for j in range(k)
     ]
-    if wrong:
-        raise ArtifactError(
-            f"error statistics belong to another run (fitted on {'; '.join(wrong)}): sample as they were fitted, or "
-            "refit with 'quaver stats RECIPE', or use --correct none"
-        )
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return xp.reshape(total, (B, C, H, W))
 
 
-def _row(stats: ErrorStats, q: Array, t: float) -> int:
-    """The row of timestep `t` in the statistics; never a made-up one."""
-    found = np.flatnonzero(stats.timesteps == t)
-    if len(found) == 0:
+def _padded(xp: Any, x: Array, width: int) -> Array:
+    """x [B, C, H, W] with `width` zeros around its last two axes."""
+    for axis in (2, 3) if width else ():
+        shape = (*x.shape[:axis], width, *x.shape[axis + 1 :])
+        zeros = xp.zeros(shape, dtype=x.dtype, device=array_api_compat.device(x))
+        x = xp.concat([zeros, x, zeros], axis=axis)
+    return x
+
+
+def _need(stats: ErrorStats, part: str, setting: str) -> Any:
+    found = getattr(stats, part)
+    if found is None:
         raise ArtifactError(
-            f"no error statistics for timestep {t:g}, they were fitted at {_listed(stats.timesteps)}: sample with "
-            f"steps = {len(stats.timesteps)}, or refit with 'quaver stats RECIPE --set sampling.steps=N'"
+            f"these error statistics have no part {part!r}: fit them with 'quaver stats RECIPE --set stats.{setting}'"
         )
-    if (C := stats.mean.shape[1]) not in (1, q.shape[1]):
-        raise ArtifactError(
-            f"error statistics have {C} channels, the latent has {q.shape[1]}: refit with 'quaver stats RECIPE'"
-        )
-    return int(found[0])
+    return found
 
 
 def _expected(law: ErrorLaw, s: int, q: Array) -> Array:
@@ -257,9 +228,9 @@ def _expected(law: ErrorLaw, s: int, q: Array) -> Array:
     return _column(law.mu_D[s], q) + _column(law.slope[s], q) * (q - _column(law.mu_q[s], q))
 
 
-def _residual(law: ErrorLaw, s: int, q: Array) -> np.ndarray:
-    """r^2 as [] or [C, 1, 1] float64."""
-    return law.var[s, 0] if law.var.shape[1] == 1 else law.var[s].reshape(-1, *[1] * (q.ndim - 2))
+def _spread(var: np.ndarray, q: Array) -> np.ndarray:
+    """A variance [C|1] as [] or [C, 1, 1] float64."""
+    return var[0] if len(var) == 1 else var.reshape(-1, *[1] * (q.ndim - 2))
 
 
 def _column(values: np.ndarray, q: Array) -> Array:
@@ -270,12 +241,3 @@ def _column(values: np.ndarray, q: Array) -> Array:
 def _like(q: Array, values: Array) -> Array:
     """Values as an array of q's namespace, type and device."""
     return array_api_compat.array_namespace(q).asarray(values, dtype=q.dtype, device=array_api_compat.device(q))
-
-
-def _short(value: Any) -> str:
-    return f"{value[:15]}…" if isinstance(value, str) and value.startswith("sha256:") else str(value)
-
-
-def _listed(values: np.ndarray) -> str:
-    shown = [str(v) for v in values.tolist()]
-    return ", ".join(shown if len(shown) <= 5 else [*shown[:3], "…", shown[-1]])

@@ -17,8 +17,9 @@ import numpy as np
 from quaver.runtime.artifact import write_error
 from quaver.runtime.audio import write_wav
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.correct import Binding, ErrorStats, check_binding, load_stats, make_correct
+from quaver.runtime.correct import make_correct
 from quaver.runtime.denoise import CORRECTION, denoiser, initial_noise, step_noise
+from quaver.runtime.error_law import Binding, ErrorStats, check_binding, load_stats
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from quaver.runtime.latents import write_latents
 from quaver.runtime.progress import Progress

@@ -103,7 +103,7 @@ def sample(
     x, before = x_T if plan.start == 1.0 else x_T * plan.start, None
     for index, move in enumerate(plan.moves):
         eps_raw = denoise(x, move.t)
-        fixed = correct(eps_raw, move.t)
+        fixed = correct(eps_raw, move.t, x)
         z = _draw(noise, index, x) if move.sigma > 0.0 else None
         x_prev, before, clipped = advance(move, x, fixed, z, clip=clip, before=before)
         if on_step is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -9,11 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from quaver.calib.error_stats import StatsSettings, collect_error_stats, explained, pair_moments
-from quaver.calib.moments import covariance, merge_joint, no_joint
+from quaver.calib.error_stats import StatsSettings, collect_error_stats, explained, halves_of, pool
+from quaver.calib.local_law import pairs
+from quaver.calib.moments import Joint, covariance, merge_joint, no_joint
 from quaver.runtime.artifact import Stamp, digest_file, load_tensors
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.correct import ErrorStats, error_law, load_stats
+from quaver.runtime.correct import CORRECTIONS
+from quaver.runtime.error_law import ErrorStats, error_law, load_stats
 from quaver.runtime.errors import EngineError, RecipeError
 from quaver.runtime.generate import generate
 from quaver.runtime.progress import quiet
@@ -38,9 +41,16 @@ def synthetic(shape: tuple[int, ...], rho: float, s_e: float = 1.0, s_D: float =
     return s_e * q, s_e * q - D
 
 
+def pair_moments(q: np.ndarray, e: np.ndarray, seeds: Sequence[int] | None = None) -> tuple[Joint, int]:
+    """Joint moments [C] of (q, q - e), and the samples dropped."""
+    halves, dropped = halves_of(q, q, e, range(len(q)) if seeds is None else seeds, 3)
+    first, second = (Joint(halves.count[h], halves.mean[h], halves.m2[h]) for h in (0, 1))
+    return pairs(merge_joint(first, second), q.shape[1], 3), dropped
+
+
 def test_a_synthetic_joint_gaussian_is_recovered() -> None:
     q, e = synthetic((200, 4, 16, 16), rho=0.6)
-    joint, dropped = pair_moments(q, e, 4)
+    joint, dropped = pair_moments(q, e)
     n = joint.count[0]
     assert dropped == 0 and n == 200 * 256
     np.testing.assert_allclose(joint.mean, np.tile([0, 0.05], (4, 1)), atol=5 / np.sqrt(n))
@@ -50,7 +60,7 @@ def test_a_synthetic_joint_gaussian_is_recovered() -> None:
 def test_streaming_over_shuffled_batches_equals_np_cov_to_1e_10() -> None:
     q, e = (v.astype(np.float32) for v in synthetic((50, 3, 5, 7), rho=0.3))
     order = np.random.default_rng(1).permutation(50)
-    parts = [pair_moments(q[part], e[part], 3)[0] for part in np.array_split(order, 7)]
+    parts = [pair_moments(q[part], e[part], part)[0] for part in np.array_split(order, 7)]
     got = reduce(merge_joint, parts, no_joint((3,), 2))
     for c in range(3):
         flat = q[:, c].ravel().astype(np.float64), e[:, c].ravel().astype(np.float64)
@@ -59,22 +69,23 @@ def test_streaming_over_shuffled_batches_equals_np_cov_to_1e_10() -> None:
 
 def test_one_group_pools_all_channels() -> None:
     q, e = synthetic((6, 3, 4, 4), rho=0.5)
-    got = pair_moments(q, e, 1)[0]
-    np.testing.assert_allclose(covariance(got)[0], np.cov(q.ravel(), (q - e).ravel()), rtol=1e-10)
+    got = pair_moments(q, e)[0]
+    pooled = pool(Joint(*(getattr(got, name)[None] for name in ("count", "mean", "m2"))))
+    np.testing.assert_allclose(covariance(pooled)[0, 0], np.cov(q.ravel(), (q - e).ravel()), rtol=1e-10)
 
 
 def test_a_sample_that_is_not_finite_is_dropped_and_counted_never_folded_in() -> None:
     q, e = synthetic((6, 3, 4, 4), rho=0.5)
-    clean = pair_moments(q[1:5], e[1:5], 3)[0]
+    clean = pair_moments(q[1:5], e[1:5], range(1, 5))[0]
     q[0, 1, 2, 3], q[5, 0, 0, 0] = np.nan, np.inf
-    got, dropped = pair_moments(q, e, 3)
+    got, dropped = pair_moments(q, e)
     assert dropped == 2
     np.testing.assert_array_equal(got.m2, clean.m2)
 
 
 def test_explained_is_rho_squared() -> None:
     q, e = synthetic((100, 2, 32, 32), rho=0.6)
-    joint, _ = pair_moments(q, e, 2)
+    joint, _ = pair_moments(q, e)
     stats = ErrorStats(np.array([1]), joint.mean[None], covariance(joint)[None], joint.count[:1])
     assert explained(stats)[0] == pytest.approx(0.36, abs=0.01)
 
@@ -112,10 +123,33 @@ def test_statistics_say_what_they_belong_to(bundle: Bundle) -> None:
     np.testing.assert_allclose(meta["explained"], explained(stats))
 
 
-def test_a_run_with_the_correction_accepts_them(bundle: Bundle) -> None:
+@pytest.mark.parametrize("correct", [name for name in CORRECTIONS if name != "none"])
+def test_a_run_with_any_correction_accepts_them(bundle: Bundle, correct: str) -> None:
     collect(bundle)
-    drawn = list(generate(bundle, ["a b"], [5], steps=4, guidance=2.0, correct="d2-deterministic"))
+    drawn = list(generate(bundle, ["a b"], [5], steps=4, guidance=2.0, correct=correct))
     assert np.isfinite(drawn[0].latents).all()
+
+
+def test_an_error_linear_in_output_and_x_t_is_taken_off_by_the_local_law(bundle: Bundle) -> None:
+    """The engine says v' = 0.9 v + 0.01, and eps is a sum of v and x_t."""
+    collect(bundle)
+    drawn = {
+        name: next(generate(bundle, ["a b"], [5], steps=4, guidance=2.0, **how)).latents
+        for name, how in {
+            "float": {"engine_file": "float"},
+            **{correct: {"correct": correct} for correct in ("none", "d2-deterministic", "d2-local", "auto")},
+        }.items()
+    }
+    error = {name: float(np.linalg.norm(latents - drawn["float"])) for name, latents in drawn.items()}
+    assert error["d2-local"] < 0.05 * error["none"] and error["auto"] < 0.05 * error["none"]
+    assert error["d2-local"] < 0.2 * error["d2-deterministic"]
+    held = load_tensors(bundle.error_stats("ort-cpu"), "error_stats")[1]["held_out"]
+    assert min(held["local"]) > 0.99
+
+
+def test_one_trajectory_has_no_other_half_and_gives_no_local_law(bundle: Bundle) -> None:
+    stats = collect(bundle, replace(SETTINGS, trajectories=1))
+    assert stats.local is None and stats.shrink is None
 
 
 def test_the_float_engine_against_itself_has_no_error(bundle: Bundle) -> None:

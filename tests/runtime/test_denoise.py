@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quaver.runtime.correct import ErrorStats, d2_deterministic
+from quaver.runtime.correct import d2_deterministic
 from quaver.runtime.denoise import check_finite, denoiser, initial_noise, step_noise
+from quaver.runtime.error_law import ErrorStats
 from quaver.runtime.errors import EngineError, QuaverError
 from quaver.runtime.family import find_family
 from quaver.runtime.sample import sample_ddim

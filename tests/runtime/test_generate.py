@@ -11,8 +11,8 @@ import pytest
 
 from quaver.runtime.artifact import Stamp
 from quaver.runtime.audio import read_wav
-from quaver.runtime.correct import ErrorStats, save_stats
 from quaver.runtime.engine import open_engine
+from quaver.runtime.error_law import ErrorStats, save_stats
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError, RecipeError
 from quaver.runtime.generate import (
     binding,

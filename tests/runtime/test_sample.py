@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from quaver.runtime.correct import Corrected, ErrorStats, d2_deterministic, d2_stochastic
+from quaver.runtime.correct import Corrected, d2_deterministic, d2_stochastic
+from quaver.runtime.error_law import ErrorStats
 from quaver.runtime.errors import QuaverError, RecipeError
 from quaver.runtime.sample import SamplingSettings, advance, reduce_sigma, sample_ddim
 from quaver.runtime.samplers import plan

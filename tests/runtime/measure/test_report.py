@@ -11,7 +11,7 @@ import pytest
 from quaver.runtime.artifact import Stamp, load_json, save_json, save_lines
 from quaver.runtime.audio import read_wav
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.correct import ErrorStats, save_stats
+from quaver.runtime.error_law import ErrorStats, save_stats
 from quaver.runtime.errors import ArtifactError, RecipeError
 from quaver.runtime.generate import binding
 from quaver.runtime.measure import report, trajectories
