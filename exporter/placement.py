@@ -210,6 +210,8 @@ def _in_float16(site: Site) -> Site:
 
 def _parts(layer: Layer, topology: Topology, options: Placement) -> tuple[str, ...]:
     split = options.concat == "split" and layer.op == "Conv"
+    # the weights of a grouped convolution have no axis of all channels to take up the ratios
+    split = split and topology.channels.get(layer.input) == layer.weight_shape[1]
     return topology.concats.get(layer.input, ()) if split else ()
 
 

@@ -40,9 +40,14 @@ class Product:
 
 @dataclass(frozen=True)
 class Topology:
-    """concats: edge -> its parts along the channels. residuals: output of a layer -> the sum it goes into."""
+    """What stands around layers.
+
+    concats: edge -> its parts along the channels. channels: such an edge -> how many they are together. residuals:
+    output of a layer -> the sum it goes into.
+    """
 
     concats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    channels: Mapping[str, int] = field(default_factory=dict)
     residuals: Mapping[str, Residual] = field(default_factory=dict)
     products: tuple[Product, ...] = ()
 
@@ -52,12 +57,14 @@ def read_topology(model: onnx.ModelProto) -> Topology:
     shapes, constants = edge_shapes(model), {t.name for t in model.graph.initializer}
     producers = {edge: node for node in model.graph.node for edge in node.output}
     concats: dict[str, tuple[str, ...]] = {}
+    channels: dict[str, int] = {}
     residuals: dict[str, Residual] = {}
     products = []
     for node in model.graph.node:
         operands = tuple(node.input)
         if node.op_type == "Concat" and _along_channels(node, shapes) and constants.isdisjoint(operands):
             concats[node.output[0]] = operands
+            channels[node.output[0]] = sum(shapes[edge][1] or 0 for edge in operands)
         elif node.op_type == "Add" and constants.isdisjoint(operands) and _alike(operands, shapes):
             for edge, other in (operands, operands[::-1]):
                 residuals[_before_bias(edge, producers, constants)] = Residual(node.name, other)
@@ -66,7 +73,7 @@ def read_topology(model: onnx.ModelProto) -> Topology:
             longest = max((d or 0 for e in operands for d in shapes.get(e, ())[-2:]), default=0)
             name = module_of(node) or node.name
             products.append(Product(name, node.name, (operands[0], operands[1]), "".join(written[:1]), longest))
-    return Topology(concats, residuals, tuple(products))
+    return Topology(concats, channels, residuals, tuple(products))
 
 
 def _along_channels(node: onnx.NodeProto, shapes: Mapping[str, tuple[int | None, ...]]) -> bool:

@@ -106,11 +106,12 @@ def graph(*nodes, shapes, constants=()):
     )
 
 
-def skip():
+def skip(groups=1):
     """c = [a, b]; y = conv(c)"""
     shapes = {"a": ["n", 16, 4, 4], "b": ["n", 16, 4, 4], "c": ["n", 32, 4, 4], "y": ["n", 32, 4, 4]}
     concat = ("Concat", ["a", "b"], "c", {"axis": 1})
-    return graph(concat, ("Conv", ["c", "w"], "y", {}), shapes=shapes, constants=[("w", (32, 32, 1, 1))])
+    conv = ("Conv", ["c", "w"], "y", {"group": groups})
+    return graph(concat, conv, shapes=shapes, constants=[("w", (32, 32 // groups, 1, 1))])
 
 
 def residual():
@@ -146,6 +147,12 @@ def test_split_halves_keep_scales_of_their_own(target):
     sites = placed(skip(), target, concat="split")
     found = [(s.role, s.edge, s.scale) for s in sites if s.role in ("input", "part")]
     assert found == [("input", "c", "parts"), ("part", "a", "ranges"), ("part", "b", "ranges")]
+
+
+@pytest.mark.parametrize("groups", [2, 32])
+def test_a_grouped_convolution_reads_both_halves_in_one_scale(groups):
+    sites = placed(skip(groups), ORT_CPU, concat="split")
+    assert [(s.edge, s.scale) for s in sites if s.role in ("input", "part")] == [("c", "ranges")]
 
 
 def test_the_operand_that_a_coded_layer_is_added_to_is_coded_where_the_target_wants_it():
