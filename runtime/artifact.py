@@ -221,7 +221,7 @@ def load_lines(path: Path, kind: str) -> list[dict[str, Any]]:
 def read_stamp(path: Path) -> Stamp | None:
     """The stamp of any stage file (a plan's stands in the JSON beside it), or None when it has none to read."""
     path = Path(path)
-    with suppress(OSError, ValueError, SafetensorError, AttributeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return parse_stamp(_stamp_text(path))
     return None
 

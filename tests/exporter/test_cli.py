@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from quaver.calib.fanout import Fanout
 from quaver.exporter import cli
@@ -205,6 +206,14 @@ def test_show_counts_rows_and_lists_a_bundle(capsys, tmp_path):
     assert '  family = "audioldm"' in status(capsys, "show", str(tmp_path / "bundle.json"))[1]
     listed = status(capsys, "show", str(tmp_path))[1].splitlines()
     assert [line.split()[1:] for line in listed] == [["trace", "bundle.json"], ["prompts", "prompts.jsonl"]]
+
+
+def test_show_lists_files_that_are_not_quavers_among_the_others(capsys, tmp_path):
+    save_json(tmp_path / "bundle.json", {"family": "audioldm"}, Stamp("trace"))
+    save_file({"w": np.zeros(2, np.float32)}, tmp_path / "a.safetensors")
+    listed = status(capsys, "show", str(tmp_path))[1].splitlines()
+    assert [line.split()[1:] for line in listed] == [["-", "a.safetensors"], ["trace", "bundle.json"]]
+    assert "no stamp\n  w  F32 [2]\n" in status(capsys, "show", str(tmp_path / "a.safetensors"))[1]
 
 
 def test_show_of_a_damaged_file_is_one_line(capsys, tmp_path):

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from quaver.runtime.artifact import (
     TEMPORARY,
@@ -119,6 +120,14 @@ def test_a_file_without_a_stamp_has_none(tmp_path, name):
     for content in (b"", b"[]", b"{}", b"\xff\x00garbage"):
         (tmp_path / name).write_bytes(content)
         assert read_stamp(tmp_path / name) is None
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}, {"quaver": "{}"}, {"quaver": "[]"}, {"quaver": "1"}])
+def test_somebody_elses_tensors_have_no_stamp(tmp_path, metadata):
+    save_file({"w": np.zeros(2, np.float32)}, tmp_path / "a.safetensors", metadata=metadata)
+    assert read_stamp(tmp_path / "a.safetensors") is None
+    with pytest.raises(ArtifactError, match=r"a\.safetensors (carries no stamp|is damaged)"):
+        load_tensors(tmp_path / "a.safetensors", "ranges")
 
 
 @pytest.mark.parametrize(
