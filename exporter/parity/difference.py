@@ -112,7 +112,10 @@ def read_tolerance(given: list[str]) -> Tolerance:
         if name not in names:
             raise RecipeError(unknown("tolerance", name, names))
         try:
-            tolerance = replace(tolerance, **{name: float(value)})
-        except ValueError as error:
-            raise RecipeError(f"--tolerance {text}: {value!r} is not a number; write {name}=1.5") from error
+            number = float(value)
+        except ValueError:
+            number = np.nan
+        if np.isnan(number):  # which no comparison exceeds, so that nothing would be bad
+            raise RecipeError(f"--tolerance {text}: {value!r} is not a number; write {name}=1.5")
+        tolerance = replace(tolerance, **{name: number})
     return tolerance

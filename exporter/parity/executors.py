@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 Feeds = Mapping[str, np.ndarray]
 SIGNED = "session.qdqisint8allowed"  # run signed activations as they are, slowly, where turning them unsigned fails
 COUNT = "quaver.parity.count"
-# what an optimizer puts between an operator and the edge that it writes
 SERIAL = re.compile(r"_token_\d+$")  # that onnxruntime adds to the name of a node it replaces
+# what an optimizer puts between an operator and the edge that it writes
 LAYOUT = ("Transpose", "ReorderOutput", "Reshape", "Identity")
 
 

@@ -50,3 +50,5 @@ def test_tolerances_are_replaced_by_name():
         read_tolerance(["move=1"])
     with pytest.raises(RecipeError, match=r"'' is not a number; write cost=1\.5"):
         read_tolerance(["cost"])
+    with pytest.raises(RecipeError, match="'nan' is not a number"):
+        read_tolerance(["steps=nan"])
