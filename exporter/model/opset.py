@@ -1,8 +1,8 @@
 """A graph of any ONNX version as one of the version the exporter writes.
 
-Up, onnx's own converter rewrites operators whose form has changed; it sees constants of a few bytes and stands-ins for
-all others, so weights stay where they are. Down, most newer versions of an operator differ in the types they take only:
-where the older schema has all the attributes and inputs in use, the graph is of the older version already.
+Up, onnx's own converter rewrites operators whose form has changed; it sees constants of SMALL bytes at most and
+stand-ins for all others, so weights stay where they are. Down, most newer versions of an operator differ in the types
+they take only: where the older schema has all the attributes in use, the graph is of the older version already.
 """
 
 from __future__ import annotations

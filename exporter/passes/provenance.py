@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-# the attribute under which `trace` wraps the network; it is no part of the model's own paths
+# the attribute under which `tracing` wraps the network; it is no part of the model's own paths
 WRAPPER = "net"
 
 
