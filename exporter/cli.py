@@ -31,8 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.show(debug=arguments.debug)
     try:
         say(arguments.verb(arguments))
-    except BrokenPipeError:  # `quaver show FILE | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (QuaverError, KeyboardInterrupt, MemoryError, OSError) as error:
         if arguments.debug:
             traceback.print_exc()
@@ -56,7 +54,10 @@ def explain(error: BaseException) -> str:
 
 def say(result: Sequence[Path] | str) -> None:
     """Print what a verb returned: paths one a line, or a text."""
-    print(result if isinstance(result, str) else "\n".join(map(str, result)), flush=True)
+    try:
+        print(result if isinstance(result, str) else "\n".join(map(str, result)), flush=True)
+    except BrokenPipeError:  # `quaver show FILE | head` has read enough; the verb's verdict still counts
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
