@@ -13,25 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quaver.exporter.lint import ort as kernels_ort
-from quaver.exporter.lint import tensorrt as kernels_tensorrt
+from quaver.exporter.lint import ort, tensorrt
 from quaver.exporter.lint.edges import Index, index, values
 from quaver.exporter.lint.kernels import Kernel
 from quaver.exporter.lint.products import Product, products
 from quaver.exporter.lint.refusals import gathered, refusals
-from quaver.exporter.model.onnxfile import check_references
+from quaver.exporter.model.onnxfile import open_graph
 from quaver.exporter.targets import Target, find_target
 from quaver.exporter.weights import pair_sums
-from quaver.runtime.errors import ArtifactError, RecipeError, unknown
-from quaver.runtime.lazy import need
-from quaver.runtime.modelproto import read_weightless
-
-if TYPE_CHECKING:
-    import onnx
+from quaver.runtime.errors import RecipeError, unknown
 
 INLINE = 1 << 31  # bytes that a protobuf message can have
 FORMATS = ("INT8", "FP8", "16 bit", "32 bit")
@@ -87,15 +80,15 @@ class Report:
 def lint(path: Path, target: str, *, capabilities: Sequence[str] = (), isa: str = "portable") -> Report:
     """Predict every kernel of an ONNX file on a target, in a plan for these compute capabilities (none: for new GPUs).
 
-    Raises: ArtifactError when the file is missing, damaged or refers to weights that are not there; RecipeError for a
-    target, an instruction set or a capability that is not known.
+    Raises: RecipeError when the file is missing, damaged or refers to weights that are not there, and for a target, an
+    instruction set or a capability that is not known.
     """
     known = find_target(target, isa=isa)
     for name in capabilities:
         if name not in known.capabilities:
             raise RecipeError(unknown(f"compute capability of {target}", name, known.capabilities))
     model = open_graph(path)
-    graph = index(model, path.parent)
+    graph = index(model, path.resolve().parent)
     found = products(graph)
     rows = tuple(_row(product, predict(product, known, capabilities)) for product in found)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
@@ -109,27 +102,8 @@ def lint(path: Path, target: str, *, capabilities: Sequence[str] = (), isa: str 
 def predict(product: Product, target: Target, capabilities: Sequence[str] = ()) -> Kernel:
     """The kernel of a product on a target."""
     if target.name == "ort-cpu":
-        return kernels_ort.predict(product)
-    return kernels_tensorrt.predict(product, target, capabilities)
-
-
-def open_graph(path: Path) -> onnx.ModelProto:
-    """The model of anybody's file, functions inlined, weights left where they are and found to be there.
-
-    Raises: ArtifactError naming the file and the fix; RecipeError for weights that are missing or out of its folder.
-    """
-    onnx = need("onnx", extra="export")
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist: name an .onnx file")
-    try:
-        model = onnx.ModelProto.FromString(read_weightless(path))
-    except Exception as error:  # protobuf raises a class of its own
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ArtifactError(f"{path} is no ONNX file, or a truncated one ({line}): copy or export it again") from error
-    if not model.graph.node:
-        raise ArtifactError(f"{path} holds no ONNX graph: export the model again")
-    check_references(model, path)
-    return onnx.inliner.inline_local_functions(model) if len(model.functions) else model
+        return ort.predict(product)
+    return tensorrt.predict(product, target, capabilities)
 
 
 def describe(report: Report) -> str:
@@ -209,7 +183,7 @@ def _largest_pair(graph: Index, product: Product) -> int:
         return 0
     if codes.dtype.kind == "f":
         codes = _coded(graph, product, codes)
-    along = 0 if "Conv" in product.op else kernels_ort.output_axis(product, codes.shape)
+    along = 0 if "Conv" in product.op else ort.output_axis(product, codes.shape)
     return int(pair_sums(np.moveaxis(codes, along, 0)).max())
 
 
@@ -219,6 +193,9 @@ def _coded(graph: Index, product: Product, weight: np.ndarray) -> np.ndarray:
     scale = values(graph, codes.scale) if codes is not None else None
     if codes is None or scale is None:
         return np.zeros_like(weight, np.int8)
+    axis = codes.axis % weight.ndim
     if codes.scales == "channel":
-        scale = scale.reshape([-1 if d == codes.axis % weight.ndim else 1 for d in range(weight.ndim)])
+        scale = scale.reshape([-1 if d == axis else 1 for d in range(weight.ndim)])
+    if codes.scales == "block":
+        scale = np.repeat(scale, codes.block, axis).take(range(weight.shape[axis]), axis)
     return np.clip(np.round(weight / scale), -128, 127).astype(np.int8)

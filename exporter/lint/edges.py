@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quaver.calib.graph import edge_shapes, without_weights
+from quaver.exporter.model.onnxfile import read_values
 from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def index(model: onnx.ModelProto, folder: Path = Path()) -> Index:
 def values(graph: Index, edge: str) -> np.ndarray | None:
     """The numbers of a constant, wherever they lie; None for what is no constant."""
     tensor = graph.constants.get(edge)
-    return None if tensor is None else need("onnx", extra="export").numpy_helper.to_array(tensor, str(graph.folder))
+    return None if tensor is None else read_values(tensor, graph.folder)
 
 
 def node_name(node: onnx.NodeProto) -> str:

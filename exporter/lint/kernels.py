@@ -1,6 +1,6 @@
 """Types of kernels, what they multiply in, and whether a prediction came true.
 
-A prediction (kernels_ort, kernels_tensorrt) and what a compiled graph says are both a type:
+A prediction (`ort`, `tensorrt`) and what a compiled graph says are both a type:
 
     onnxruntime    QLinearConv, QGemm, QLinearMatMul, MatMulIntegerToFloat, MatMulNBits, .., float Conv, float MatMul
     TensorRT       INT8, FP8; FP16, FP32 (after dequantize: by a kernel of its own); FP16 x INT4: unpacked in the kernel
@@ -10,16 +10,10 @@ onnxruntime writes the graph it runs to a file, TensorRT a build log; both becom
 
 from __future__ import annotations
 
-import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from quaver.exporter.lint.edges import node_name
-from quaver.exporter.lint.products import Product
 from quaver.exporter.plans.log import Compiled
-from quaver.runtime.lazy import need
 
 AFTER = " after dequantize"
 # onnxruntime's operators that multiply -> their type
@@ -34,8 +28,6 @@ ORT_TYPES = {
 }
 FLOATS = {"Float": "FP32", "Half": "FP16", "BFloat16": "BF16", "float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 CODED = {"Int8": "INT8", "Int4": "INT4", "FP8": "FP8"}
-_FUSED = re.compile(r"(_token_\d+|_nchwc|(/\w+Fusion/?)+)$")
-_CAST = "InsertedPrecisionFreeCast_"
 
 
 @dataclass(frozen=True)
@@ -84,45 +76,3 @@ def _type(layer: Compiled) -> str:
     if layer.kernel == "runtime_fusion":
         return f"{real} x {unpacked}" if unpacked else real
     return CODED[first[0]] if layer.multiplies and first and first[0] in CODED else real
-
-
-def optimized_layers(path: Path, products: Sequence[Product], *, level: str = "all") -> list[Compiled]:
-    """The products of the graph that onnxruntime really runs for an ONNX file, each with the node it came from."""
-    onnx, ort = need("onnx", extra="export"), need("onnxruntime", extra="export")
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "optimized.onnx"
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.optimized_model_filepath = str(made)
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level.upper()}")
-        model = onnx.load(path, load_external_data=False)
-        named = all(node.name for node in model.graph.node)
-        for node in model.graph.node:
-            node.name = node_name(node)
-        source = str(path) if named else model.SerializeToString()
-        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(made, load_external_data=False).graph
-    origin = _origins(products)
-    kinds = [node for node in graph.node if node.op_type in ORT_TYPES]
-    return [Compiled(n.name, n.op_type, (), (), (), _came_from(origin, n.name, n.output)) for n in kinds]
-
-
-def _origins(products: Sequence[Product]) -> dict[str, str]:
-    """What an optimized node may be called after -> the node: its own name, the edge it writes, those behind that."""
-    found: dict[str, str] = {}
-    for depth in range(6):
-        for product in products:
-            for name in (product.node, *product.edges)[depth : depth + 1]:
-                found.setdefault(name, product.node)
-    return found
-
-
-def _came_from(origin: dict[str, str], name: str, outputs: Iterable[str]) -> tuple[str, ...]:
-    for called in (name, *outputs):
-        while called:
-            if (plain := called.removeprefix(_CAST)) in origin:
-                return (origin[plain],)
-            called, before = _FUSED.sub("", plain), called
-            if called == before:
-                break
-    return ()

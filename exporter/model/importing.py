@@ -48,6 +48,7 @@ def import_file(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progre
             f"model.source is an ONNX file and model.family {settings.family!r}: set model.family = 'onnx'"
         )
     path = Path(settings.source).expanduser()
+    path = path.resolve() if path.is_file() else path  # of a link, weights lie beside the file itself
     model, config = open_file(path), scheduler_config(settings)
     denoiser, inputs = describe(model, path, settings, read_schedule(config))
     samples, ends = denoiser.samples, denoiser.ends
@@ -65,7 +66,7 @@ def import_file(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progre
     files = [bundle.float_unet, bundle.scheduler, *save_rows(bundle, samples, records, stamp)]
     card = {
         "family": settings.family,
-        "source": path.name,
+        "source": Path(settings.source).name,
         "latent_shape": list(denoiser.latent),
         "length": settings.length,
         "sample_rate": 0,

@@ -1,6 +1,7 @@
 """Somebody else's ONNX file, read with suspicion: whole, standard, float, and with no reference out of its folder.
 
-Nothing of a weight is read here; the graph comes with references to where the weights lie (`calib.graph.read_model`).
+The graph comes with references to where its weights lie, and they are read one by one (`read_values`). A file may be a
+link, as in the caches of model hubs; its folder is then that of the file itself, `path.resolve().parent`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quaver.runtime.errors import RecipeError
+import numpy as np
+
+from quaver.runtime.errors import ArtifactError, RecipeError
 from quaver.runtime.lazy import need
 from quaver.runtime.modelproto import read_weightless
 
@@ -24,22 +27,36 @@ QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul
 
 
 def open_file(path: Path) -> onnx.ModelProto:
-    """The model of a file, its functions inlined, its large weights left where they are.
+    """The float model of a file, as `open_graph` reads it.
 
-    Raises: RecipeError naming the file and what to do when it is missing, truncated, no ONNX, too old, quantized, made
-    of operators that only one runtime has, or when its weights are not all in its own folder.
+    Raises: RecipeError as `open_graph`, and when it is too old, quantized, or made of operators that only one runtime
+    has.
     """
-    model = _parsed(path)
+    model = open_graph(path)
     opset = next((o.version for o in model.opset_import if o.domain in STANDARD), 0)
-    if not model.graph.node or not opset:
-        raise RecipeError(f"{path} holds no ONNX graph: export the denoiser again")
     if opset < OLDEST:
         raise RecipeError(f"{path} has opset {opset}, expected {OLDEST} or later: export it with opset_version=21")
-    check_references(model, path)
-    if len(model.functions):
-        model = need("onnx", extra="export").inliner.inline_local_functions(model)
     check_operators(model, path)
     return model
+
+
+def open_graph(path: Path) -> onnx.ModelProto:
+    """The model of anybody's file, its functions inlined, its large weights left where they are and found to be there.
+
+    Raises: RecipeError naming the file and what to do when it is missing, truncated or no ONNX, or when its weights are
+    not all in its own folder.
+    """
+    model = _parsed(path)
+    if not model.graph.node:
+        raise RecipeError(f"{path} holds no ONNX graph: export the model again")
+    check_references(model, path)
+    return need("onnx", extra="export").inliner.inline_local_functions(model) if len(model.functions) else model
+
+
+def require_file(path: Path, wanted: str = "an .onnx file, relative to where quaver runs") -> None:
+    """Raises: RecipeError when there is nothing at a path, or a folder."""
+    if not path.is_file():
+        raise RecipeError(f"{path} {'is not a file' if path.exists() else 'does not exist'}: name {wanted}")
 
 
 def check_operators(model: onnx.ModelProto, path: Path) -> None:
@@ -57,18 +74,18 @@ def check_operators(model: onnx.ModelProto, path: Path) -> None:
 
 
 def check_references(model: onnx.ModelProto, path: Path) -> None:
-    """Hold every reference to a weight against the files beside `path`.
+    """Hold every reference to a weight against the files beside the one that `path` names.
 
     Raises: RecipeError naming the weight whose file is missing, too short, or outside the folder of `path`.
     """
     for tensor in tensors(model.graph):
         if tensor.data_location == tensor.EXTERNAL or len(tensor.external_data):
-            _check_reference(tensor, path)
+            _check_reference(tensor, path.resolve())
 
 
 def referenced_files(path: Path) -> list[Path]:
-    """The files beside an ONNX file that hold its weights. Raises: as `open_file`, before any of them is opened."""
-    model = _parsed(path)
+    """The files beside an ONNX file that hold its weights. Raises: as `open_graph`, before any of them is opened."""
+    model, path = _parsed(path), path.resolve()
     check_references(model, path)
     places = {entry.value for t in tensors(model.graph) for entry in t.external_data if entry.key == "location"}
     return [path.parent / place for place in sorted(places - {path.name})]
@@ -84,11 +101,28 @@ def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from tensors(below)
 
 
-def _parsed(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise RecipeError(f"model.source {path} does not exist: name an .onnx file, relative to where quaver runs")
+def read_values(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
+    """The numbers of a constant, which may lie in a file of `folder`: onnx itself refuses one that has two names.
+
+    Raises: ArtifactError when they are not there.
+    """
+    onnx = need("onnx", extra="export")
+    said = {entry.key: entry.value for entry in tensor.external_data}
     try:
-        return need("onnx", extra="export").ModelProto.FromString(read_weightless(path))
+        if said:
+            with (folder / said["location"]).open("rb") as file:
+                file.seek(int(said.get("offset", 0)))
+                raw = file.read(nbytes(tensor))
+            tensor = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=raw)
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"the weight {tensor.name} cannot be read ({error}): put its data file back") from error
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    require_file(path)
+    try:
+        return need("onnx", extra="export").ModelProto.FromString(read_weightless(path.resolve()))
     except OSError as error:
         raise RecipeError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     except Exception as error:  # protobuf raises a class of its own
@@ -106,7 +140,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 def _check_reference(tensor: onnx.TensorProto, path: Path) -> None:
     said = {entry.key: entry.value for entry in tensor.external_data}
-    place, folder = said.get("location", ""), path.parent.resolve()
+    place, folder = said.get("location", ""), path.parent
     file = (folder / place).resolve()
     if not place or Path(place).is_absolute() or not file.is_relative_to(folder):
         raise RecipeError(

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quaver.exporter.modelfile import load_model
+from quaver.exporter.model.onnxfile import open_graph
 from quaver.exporter.parity.executors import (
     Executor,
     Feeds,
@@ -86,10 +86,11 @@ def measure(
     """Run and compare a quantized graph, and a float one if there is one, on the inputs of `calls`.
 
     Without `engine` the exact graph stands alone: its target is not onnxruntime.
-    Raises: ArtifactError for files that cannot be read, EngineError when a graph does not run.
+    Raises: RecipeError for files that cannot be read, EngineError when a graph does not run.
     """
-    whole = cut(load_model(quantized, weights=False), quantized.parent)
-    reference = None if floats is None else executor("float", load_model(floats, weights=False), floats.parent)
+    quantized, floats = quantized.resolve(), floats and floats.resolve()  # onnxruntime looks for weights beside these
+    whole = cut(open_graph(quantized), quantized.parent)
+    reference = None if floats is None else executor("float", open_graph(floats), floats.parent)
     if not whole.edges:
         raise EngineError(f"{quantized} computes nothing from its inputs: name a quantized denoiser")
     opened = open_engine(quantized) if engine else nullcontext()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quaver.calib.records import branches, load_records
-from quaver.exporter.modelfile import load_model
+from quaver.exporter.model.onnxfile import open_graph, require_file
 from quaver.runtime.artifact import digest_file, read_stamp
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError, RecipeError
@@ -26,19 +26,22 @@ Signature = Mapping[str, tuple[np.dtype, tuple[int | None, ...]]]  # name -> dty
 def find_files(source: Path, *, target: str = "", floats: Path | None = None) -> tuple[Path, Path | None]:
     """The quantized and the float graph of a bundle, or of a quantized file; None when there is no float one.
 
-    Raises: ArtifactError when one is missing or they do not belong together; RecipeError for a target without a graph.
+    Raises: RecipeError when one is missing or no ONNX file, or for a target without a graph; ArtifactError when they do
+    not belong together.
     """
-    if source.is_file() and target:
-        raise RecipeError(f"{source} is one graph already: leave --target {target} out, or name its bundle")
-    quantized = source if source.is_file() else find_target_file(source, target)
+    if not source.is_dir():
+        require_file(source, "a bundle or a quantized .onnx file")
+        if target:
+            raise RecipeError(f"{source} is one graph already: leave --target {target} out, or name its bundle")
+    quantized = find_target_file(source, target) if source.is_dir() else source
     own = Bundle(quantized.parent).float_unet
     floats = floats or (own if own.exists() and own != quantized else None)
     if floats is None:
         return quantized, None
-    if not floats.is_file():
-        raise ArtifactError(f"{floats} does not exist: name the float graph that {quantized.name} was made from")
+    require_file(floats, f"the float graph that {quantized.name} was made from")
     stamp = read_stamp(quantized)
-    if floats == own and stamp and stamp.inputs.get(own.name, digest_file(own)) != digest_file(own):
+    made_from = stamp.inputs.get(own.name) if stamp and floats == own else None
+    if made_from and made_from != digest_file(own):
         raise ArtifactError(f"{quantized} was made from another {own.name} than lies there: run 'quaver export' again")
     require_same(quantized, floats)
     return quantized, floats
@@ -62,7 +65,7 @@ def find_calls(quantized: Path, *, inputs: Path | None, records: int) -> list[Fe
     Raises: ArtifactError when there are none, or they do not fit.
     """
     bundle = Bundle(quantized.parent)
-    wanted, _ = signatures(load_model(quantized, weights=False))
+    wanted, _ = signatures(open_graph(quantized))
     if inputs is None and not bundle.samples.exists():
         raise ArtifactError(f"nothing to feed {quantized}: --inputs FILE.npz with arrays {', '.join(wanted)}")
     origin = inputs or bundle.samples
@@ -114,7 +117,7 @@ def signatures(model: onnx.ModelProto) -> tuple[Signature, Signature]:
 
 def require_same(quantized: Path, floats: Path) -> None:
     """Raises: ArtifactError when two graphs differ in what goes in or comes out."""
-    ours, theirs = (signatures(load_model(path, weights=False)) for path in (quantized, floats))
+    ours, theirs = (signatures(open_graph(path)) for path in (quantized, floats))
     for what, mine, other in zip(("inputs", "outputs"), ours, theirs, strict=True):
         if mine.keys() != other.keys() or any(not agree(mine[name], other[name]) for name in mine):
             raise ArtifactError(

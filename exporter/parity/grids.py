@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quaver.calib.reconstruct.replay import Node
-from quaver.runtime.errors import ArtifactError
-from quaver.runtime.lazy import need
+from quaver.exporter.model.onnxfile import read_values
 
 if TYPE_CHECKING:
     import onnx
@@ -53,24 +52,12 @@ def constants_of(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer} | values
 
 
-def load(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
-    """The values of a constant; those on disk are read and not kept. Raises: ArtifactError when they are not there."""
-    onnx = need("onnx", extra="export")
-    copy = onnx.TensorProto()
-    copy.CopyFrom(tensor)
-    try:
-        return onnx.numpy_helper.to_array(copy, base_dir=str(folder))
-    except Exception as error:  # onnx raises classes of its own
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ArtifactError(f"the weight {tensor.name} cannot be read ({line}): put its data file back") from error
-
-
 def read_grid(node: Node, op: str, constants: Mapping[str, onnx.TensorProto], folder: Path) -> Grid | None:
     """The grid of a node of type `op` that codes or decodes with constant integers, None of any other."""
     names = [name for name in node.inputs[1:] if name]
     if node.op != op or not all(name in constants for name in names):
         return None
-    scale, *rest = (load(constants[name], folder) for name in names)
+    scale, *rest = (read_values(constants[name], folder) for name in names)
     zero = np.asarray(rest[0] if rest else 0)
     untyped = not rest and "output_dtype" in node.attributes
     if zero.dtype.kind not in "iu" or untyped or "block_size" in node.attributes:

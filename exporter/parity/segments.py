@@ -23,7 +23,8 @@ from quaver.calib.graph import float_edges
 from quaver.calib.reconstruct import replay
 from quaver.calib.reconstruct.operators import torch
 from quaver.calib.reconstruct.replay import Node, read_node
-from quaver.exporter.parity.grids import DEQUANTIZE, QUANTIZE, Grid, constants_of, load, read_grid
+from quaver.exporter.model.onnxfile import read_values
+from quaver.exporter.parity.grids import DEQUANTIZE, QUANTIZE, Grid, constants_of, read_grid
 from quaver.exporter.parity.operators import as_tensor, operator
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def replay_segment(
 ) -> Iterator[np.ndarray]:
     """The values of `edge`, call by call, from those that the nodes of its segment read."""
     read = {name for node in nodes for name in node.inputs if name in whole.constants}
-    constants = {name: as_tensor(load(whole.constants[name], whole.folder)) for name in read}
+    constants = {name: as_tensor(read_values(whole.constants[name], whole.folder)) for name in read}
     graph = replay.Graph(tuple(nodes), constants, ())
     runs = {node.name: operator(whole.protos[node.name], whole.model.opset_import) for node in nodes}
     for given in calls:

@@ -13,6 +13,7 @@ from quaver.exporter.parity.difference import Difference
 from quaver.exporter.parity.rows import Row
 from quaver.exporter.parity.segments import layer_of
 from quaver.exporter.parity.verdict import Finding
+from quaver.exporter.parity.weights import WeightError
 
 ROWS = 10  # costliest layers that the text shows
 LEVELS = (40, 30, 20, 10)  # dB below which the accumulated cost is pointed out
@@ -31,7 +32,7 @@ def table(report: Report, findings: Sequence[Finding]) -> dict[str, Any]:
         "calls": report.calls,
         "findings": [asdict(finding) for finding in findings],
         "edges": [_edge(report, row) for row in report.rows],
-        "weights": [asdict(weight) | {"layer": str(layer_of(report.whole, weight.edge))} for weight in report.weights],
+        "weights": [_weight(report, weight) for weight in report.weights],
     }
 
 
@@ -104,6 +105,11 @@ def _edge(report: Report, row: Row) -> dict[str, Any]:
         "nans": row.nans,
         **numbers,
     }
+
+
+def _weight(report: Report, weight: WeightError) -> dict[str, Any]:
+    layer = str(layer_of(report.whole, weight.edge))
+    return {"edge": weight.edge, "steps": _finite(weight.steps), "snr": _finite(weight.snr), "layer": layer}
 
 
 def _numbers(found: Difference, *, coded: bool) -> dict[str, float | None]:

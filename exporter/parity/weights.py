@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quaver.calib.reconstruct.replay import Node, read_node
+from quaver.exporter.model.onnxfile import read_values
 from quaver.exporter.parity.difference import compare
-from quaver.exporter.parity.grids import DEQUANTIZE, constants_of, load
+from quaver.exporter.parity.grids import DEQUANTIZE, constants_of
 from quaver.exporter.parity.segments import WEIGHTED, Cut, replay_segment, segment
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def compare_weights(whole: Cut, floats: onnx.ModelProto, folder: Path) -> list[W
             continue
         nodes, _ = segment(whole, node.inputs[1], ())
         (coded,) = replay_segment(whole, node.inputs[1], nodes, [{}])
-        weight = load(constants[twin.input[1]], folder)
+        weight = read_values(constants[twin.input[1]], folder)
         if coded.shape == weight.shape:
-            steps, snr = _error(coded, weight, load(whole.constants[decoder.inputs[1]], whole.folder), decoder)
+            steps, snr = _error(coded, weight, read_values(whole.constants[decoder.inputs[1]], whole.folder), decoder)
             found.append(WeightError(name, steps, snr))
     return found
 

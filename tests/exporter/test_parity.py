@@ -12,12 +12,12 @@ from quaver.calib.records import Records, save_records
 from quaver.exporter.cli import main
 from quaver.exporter.export import ExportSettings, export
 from quaver.exporter.modelfile import load_model, save_model
-from quaver.exporter.parity import measure
+from quaver.exporter.parity import files, measure
 from quaver.exporter.parity.difference import Tolerance
 from quaver.exporter.parity.table import text
 from quaver.exporter.parity.verdict import judge
 from quaver.exporter.targets import ISAS, detect_isa
-from quaver.runtime.artifact import Stamp
+from quaver.runtime.artifact import Stamp, digest_file
 from quaver.runtime.progress import quiet
 
 onnx = pytest.importorskip("onnx")
@@ -189,6 +189,14 @@ def test_nan_is_found_where_it_begins(folder):
     assert "weight" in {finding.kind for finding in findings}
 
 
+def test_json_has_no_number_that_json_does_not_know(folder, capsys):
+    constants(folder, wb_scale=lambda scale: np.where(np.arange(len(scale)) == 3, np.nan, scale))
+    arguments = [str(folder / "q.onnx"), "--float", str(folder / "f.onnx"), "--inputs", str(folder / "in.npz")]
+    assert main(["parity", *arguments, "--quiet", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert {weight["edge"]: weight["steps"] for weight in found["weights"]}["b"] is None
+
+
 def test_nan_of_a_float_layer_is_counted(folder):
     model = float_network()
     for tensor in model.graph.initializer:
@@ -228,6 +236,16 @@ def test_weights_outside_the_file_are_read_from_where_they_are(clean, folder):
     assert look(folder).rows == look(clean).rows
 
 
+def test_a_graph_of_two_names_and_a_link_to_it_are_the_graph(clean, folder):
+    for name in ("q.onnx", "f.onnx"):
+        (folder / f"{name} again").hardlink_to(folder / name)
+    assert look(folder).rows == look(clean).rows
+    for name in ("q.onnx", "f.onnx"):
+        (folder / name).unlink()
+        (folder / name).symlink_to(clean / name)
+    assert look(folder).rows == look(clean).rows
+
+
 def test_without_a_float_graph_the_engine_is_still_judged(clean):
     report = measure(clean / "q.onnx", None, [dict(np.load(clean / "in.npz"))], progress=quiet())
     assert not judge(report, Tolerance())
@@ -264,8 +282,11 @@ def test_an_edge_of_another_shape_in_the_float_graph_is_left_out(folder):
             r"unknown tolerance 'stepz'; did you mean 'steps'",
         ),
         (["q.onnx", "--inputs", "in.npz", "--tolerance", "steps=x"], r"'x' is not a number; write steps=1.5"),
+        (["q.onnx", "--inputs", "in.npz", "--tolerance", "steps=nan"], r"'nan' is not a number; write steps=1.5"),
+        (["q.onnx", "--float", ".", "--inputs", "in.npz"], r"\. is not a file: name the float graph that q.onnx was"),
+        (["none", "--inputs", "in.npz"], r"none does not exist: name a bundle or a quantized .onnx file"),
         ([".", "--inputs", "in.npz"], r"holds no quantized graph: name a bundle"),
-        (["text.onnx", "--inputs", "in.npz"], r"text.onnx is damaged"),
+        (["text.onnx", "--inputs", "in.npz"], r"text.onnx is no ONNX file.*: copy or export it again"),
     ],
 )
 def test_files_that_do_not_belong_together_are_one_line(folder, monkeypatch, capsys, arguments, message):
@@ -307,6 +328,16 @@ def test_what_quaver_exports_is_where_rounding_puts_it(exported, capsys, target)
     else:  # onnxruntime does not deploy it
         assert not any(edge["engine_local"] for edge in found["edges"])
     assert sum(edge["cost_local"] is not None for edge in found["edges"]) > 0.8 * len(found["edges"])
+
+
+def test_a_float_graph_is_read_once_to_see_whether_it_is_the_one(exported, monkeypatch):
+    read = []
+    monkeypatch.setattr(files, "digest_file", lambda path: read.append(path) or digest_file(path))
+    assert files.find_files(exported.root) == (exported.qdq("ort-cpu"), exported.float_unet)
+    stamp = Stamp("export", inputs={exported.float_unet.name: digest_file(exported.float_unet)})
+    save_model(load_model(exported.qdq("ort-cpu")), exported.qdq("ort-cpu"), stamp)
+    assert files.find_files(exported.root) == (exported.qdq("ort-cpu"), exported.float_unet)
+    assert read == [exported.float_unet]
 
 
 def test_a_graph_made_from_another_float_graph_is_refused(exported, capsys):

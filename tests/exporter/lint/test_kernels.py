@@ -14,12 +14,11 @@ pytest.importorskip("ml_dtypes")
 
 import onnx
 
-from quaver.exporter.lint import lint, open_graph
-from quaver.exporter.lint.edges import index
-from quaver.exporter.lint.kernels import compiled_type, disagreements, optimized_layers
-from quaver.exporter.lint.products import products
+from quaver.exporter.lint import lint
+from quaver.exporter.lint.kernels import compiled_type, disagreements
 from quaver.exporter.plans.log import Compiled
 from tests.exporter.lint import zoo
+from tests.exporter.lint.optimized import optimized_layers
 from tests.exporter.lint.zoo import add, attention, concat, conv, native, pair, product, through
 
 RELU, MOVED = through("Relu"), through("Transpose", perm=[0, 1, 3, 2])
@@ -186,7 +185,7 @@ def cases(graphs):
 def test_onnxruntime_runs_the_predicted_kernel(kind, make, tmp_path):
     path = save(make(), tmp_path)
     report = lint(path, "ort-cpu")
-    found = optimized_layers(path, products(index(open_graph(path), tmp_path)))
+    found = optimized_layers(path)
     assert [(row.layer, row.kernel.type) for row in report.rows][:1] == [("layer", kind)]
     assert disagreements(report.predicted, found) == []
     assert not report.refused
@@ -312,7 +311,7 @@ def test_a_prediction_needs_no_names_no_shapes_and_no_module_paths(tmp_path):
         ("layer_out", "layer_out", "QLinearConv")
     ]
     assert report.rows[0].macs == 16 * 16 * 9 * 64
-    found = optimized_layers(tmp_path / "m.onnx", products(index(open_graph(tmp_path / "m.onnx"), tmp_path)))
+    found = optimized_layers(tmp_path / "m.onnx")
     assert disagreements(report.predicted, found) == []
 
 

@@ -12,14 +12,13 @@ from onnx import helper
 
 from quaver.exporter.cli import main
 from quaver.exporter.export import ExportSettings, export
-from quaver.exporter.lint import as_json, describe, lint, open_graph, verdict
-from quaver.exporter.lint.edges import index
-from quaver.exporter.lint.kernels import disagreements, optimized_layers
-from quaver.exporter.lint.products import products
+from quaver.exporter.lint import as_json, describe, lint, verdict
+from quaver.exporter.lint.kernels import disagreements
 from quaver.runtime.artifact import Stamp
 from quaver.runtime.errors import QuaverError
 from quaver.runtime.modelproto import GRAPH, INITIALIZER, RAW_DATA, head
 from quaver.runtime.progress import quiet
+from tests.exporter.lint.optimized import optimized_layers
 from tests.exporter.lint.zoo import Graph, attention, conv, product
 
 CONV_MACS = 16 * 16 * 9 * 64
@@ -79,7 +78,7 @@ def test_files_of_onnxruntimes_quantizers_get_the_predicted_kernels(how, tmp_pat
             weight_type=quantization.QuantType.QInt8,
         )
     report = lint(made, "ort-cpu")
-    found = optimized_layers(made, products(index(open_graph(made), tmp_path)))
+    found = optimized_layers(made)
     assert disagreements(report.predicted, found) == []
     assert report.share(lambda row: row.kernel.multiplies == "INT8") > (
         0.5 if "signed" in how or how == "dynamic" else 0.9
@@ -96,7 +95,7 @@ def test_an_exported_graph_gets_the_predicted_kernels(preset, bundle):
     settings = ExportSettings(preset=preset, targets=("ort-cpu",))
     path = export(bundle, settings, stamp=Stamp("export"), progress=quiet())
     report = lint(path, "ort-cpu")
-    found = optimized_layers(path, products(index(open_graph(path), path.parent)))
+    found = optimized_layers(path)
     assert len(report.rows) == 92  # of 16 products of attention, 8 operators
     assert disagreements(report.predicted, found) == []
     before = lint(bundle.float_unet, "ort-cpu")
