@@ -160,10 +160,13 @@ def _lowest(graph: Index, node: onnx.NodeProto) -> bool:
 
 def leaf(graph: Index, edge: str) -> str:
     """The largest constant that a constant edge is made of."""
-    node = graph.makers.get(edge)
-    if edge in graph.constants or node is None:
-        return edge
-    return max((leaf(graph, e) for e in node.input if e), key=lambda e: math.prod(graph.constants[e].dims), default="")
+    seen, queue = dict[str, None](), [edge]
+    while queue:
+        if (edge := queue.pop()) not in seen:
+            seen[edge] = None
+            queue += reversed(graph.makers[edge].input if edge in graph.makers else ())
+    constants = (edge for edge in seen if edge in graph.constants)
+    return max(constants, key=lambda edge: math.prod(graph.constants[edge].dims), default="")
 
 
 def _decoded(graph: Index, node: onnx.NodeProto) -> Codes:

@@ -112,12 +112,17 @@ def _product(graph: Index, node: onnx.NodeProto, name: str) -> Product:
 
 
 def _bias_off(graph: Index, left: Operand, right: Operand, bias: Operand | None) -> bool:
-    """Whether a coded bias has another scale than s_x s_w, by more than rounding explains."""
+    """Whether a coded bias has another scale than s_x s_w, by more than rounding explains.
+
+    Not asked of scales that no bias can match: several of the input, or others than one per output channel.
+    """
     codes = [operand.codes for operand in (left, right, bias) if operand is not None]
     if bias is None or None in codes:
         return False
     x, w, b = (values(graph, c.scale) for c in codes if c is not None)
-    return not (x is None or w is None or b is None) and not np.allclose(x * w.reshape(-1), b, rtol=0.1)
+    if x is None or w is None or b is None or x.size > 1 or (w.size != b.size and 1 not in (w.size, b.size)):
+        return False
+    return not np.allclose(x * w.reshape(-1), b, rtol=0.1)
 
 
 def _native(
@@ -130,8 +135,9 @@ def _native(
     shape = graph.shapes.get(edge)
     if node.op_type == "MatMulNBits" and constant:
         fmt = {2: "int2", 4: "uint4", 8: "uint8"}.get(int(str(attributes.get("bits", 4))), "uint8")
-        shape = (int(str(attributes["K"])), int(str(attributes["N"])))
-        codes = Codes(fmt, fmt, "block", 0, int(str(attributes["block_size"])), "", "", "float32", ())
+        k, n, block = (int(str(attributes.get(name, 0))) for name in ("K", "N", "block_size"))
+        shape = (k, n)
+        codes = Codes(fmt, fmt, "block", 0, block, "", "", "float32", ())
     stored, behind = codes.stored if codes else "", graph.makers[edge].op_type if edge in graph.makers else ""
     return Operand(
         edge, "float32", shape, constant, codes, source, stored, (), behind, readers=len(graph.readers[edge])

@@ -21,6 +21,7 @@ UNKNOWN = ("DynamicQuantizeLinear", "QLinearAdd", "QLinearMul", "QLinearSoftmax"
 # type of codes or of what they stand for -> the opset whose Q/DQ take it first
 SINCE = {"int16": 21, "uint16": 21, "int4": 21, "uint4": 21, "float8": 19, "float16": 19, "bfloat16": 19}
 TENSORRT = ("int8", "int4", "float8", "uint8")
+BITS = {"K", "N", "block_size"}  # what MatMulNBits must say
 
 
 def refusals(graph: Index, opset: int, target: Target) -> Iterator[str]:
@@ -36,7 +37,7 @@ def refusals(graph: Index, opset: int, target: Target) -> Iterator[str]:
         yield f"{', '.join(foreign[:4])}: {target.name} has no such operator; use standard ONNX ones"
     if not native and (unknown := sorted({n.op_type for n in graph.nodes if n.op_type in UNKNOWN})):
         yield f"{', '.join(unknown)}: {target.name} has no such operator; use Q/DQ around float ones"
-    reasons = _too_young(graph, opset) if native else _not_tensorrt(graph, target)
+    reasons = (*_too_young(graph, opset), *_incomplete(graph)) if native else _not_tensorrt(graph, target)
     yield from gathered(reasons)
 
 
@@ -49,6 +50,13 @@ def _too_young(graph: Index, opset: int) -> Iterator[tuple[str, str]]:
                 yield node_name(node), f"{kind} in Q/DQ needs opset {SINCE[kind]}, this is {opset}"
         if opset < 21 and any(a.name == "block_size" and a.i for a in node.attribute):
             yield node_name(node), f"blocks need opset 21, this is {opset}"
+
+
+def _incomplete(graph: Index) -> Iterator[tuple[str, str]]:
+    """(node, why) for operators that do not say how they are coded."""
+    for node in graph.nodes:
+        if node.op_type == "MatMulNBits" and (missing := sorted(BITS - {a.name for a in node.attribute})):
+            yield node_name(node), f"MatMulNBits without {', '.join(missing)}: onnxruntime does not load it; set it"
 
 
 def _not_tensorrt(graph: Index, target: Target) -> Iterator[tuple[str, str]]:
