@@ -63,7 +63,10 @@ def load_schedule(path: Path) -> Schedule:
 
 
 def read_schedule(config: Mapping[str, Any]) -> Schedule:
-    """The schedule of a diffusers scheduler configuration; absent keys mean what they mean to DDIMScheduler."""
+    """The schedule of a diffusers scheduler configuration; absent keys mean what they mean to DDIMScheduler.
+
+    Raises: ArtifactError naming a key that asks for what is not supported, or that is no number where one should be.
+    """
     for key in ("rescale_betas_zero_snr", "thresholding"):  # zero SNR: alpha_bar = 0 has no eps form
         if config.get(key):
             raise ArtifactError(f"the scheduler configuration sets {key}, which is not supported: set it to false")
@@ -72,9 +75,9 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
         alpha_bar=alpha_bar,
         prediction=_one_of(config, "prediction_type", PREDICTIONS),
         spacing=_one_of(config, "timestep_spacing", SPACINGS),
-        steps_offset=int(config.get("steps_offset", 0)),
+        steps_offset=int(_number(config, "steps_offset", 0)),
         alpha_bar_final=1.0 if config.get("set_alpha_to_one", True) else float(alpha_bar[0]),
-        clip=float(config.get("clip_sample_range", 1.0)) if _clips(config) else None,
+        clip=_number(config, "clip_sample_range", 1.0) if _clips(config) else None,
         variance=str(config.get("variance_type", "fixed_small")),
     )
 
@@ -165,11 +168,24 @@ def _levels(schedule: Schedule, t: float) -> tuple[float, float]:
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
-    """betas [T] float64."""
+    """betas [T] float64, checked."""
+    try:
+        betas = _said_betas(config)
+    except (TypeError, ValueError):  # no list of numbers, the root of a negative one, a negative count
+        betas = np.empty(0)
+    if betas.ndim != 1 or not betas.size or not ((betas >= 0) & (betas < 1)).all():
+        raise ArtifactError(
+            "the scheduler configuration gives no betas from 0 to below 1: look at its beta_start, beta_end, "
+            "num_train_timesteps and trained_betas"
+        )
+    return betas
+
+
+def _said_betas(config: Mapping[str, Any]) -> np.ndarray:
     if (trained := config.get("trained_betas")) is not None:
         return np.asarray(trained, dtype=np.float64)
-    T = int(config.get("num_train_timesteps", 1000))
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    T = int(_number(config, "num_train_timesteps", 1000))
+    start, end = _number(config, "beta_start", 1e-4), _number(config, "beta_end", 0.02)
     kind = _one_of(config, "beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
     if kind == "linear":
         return np.linspace(start, end, T)
@@ -177,6 +193,13 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
         return np.linspace(math.sqrt(start), math.sqrt(end), T) ** 2
     level = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * math.pi / 2) ** 2
     return np.minimum(1.0 - level[1:] / level[:-1], 0.999)
+
+
+def _number(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ArtifactError(f"the scheduler configuration has {key} = {value!r}, expected a number")
+    return float(value)
 
 
 def _one_of(config: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str:

@@ -111,6 +111,16 @@ def test_samples_are_clipped_only_where_the_configuration_clips():
         ({"timestep_spacing": "karras"}, "trailing"),
         ({"rescale_betas_zero_snr": True}, "set it to false"),
         ({"thresholding": True}, "set it to false"),
+        ({"beta_start": "x"}, "beta_start = 'x', expected a number"),
+        ({"beta_end": float("nan")}, "beta_end = nan, expected a number"),
+        ({"steps_offset": None}, "steps_offset = None, expected a number"),
+        ({"clip_sample": True, "clip_sample_range": []}, r"clip_sample_range = \[\], expected a number"),
+        ({"beta_start": -1.0}, "no betas from 0 to below 1"),
+        ({"beta_end": 1.5}, "no betas from 0 to below 1"),
+        ({"num_train_timesteps": 0}, "no betas from 0 to below 1"),
+        ({"num_train_timesteps": -5}, "no betas from 0 to below 1"),
+        ({"trained_betas": []}, "no betas from 0 to below 1"),
+        ({"trained_betas": ["a"]}, "no betas from 0 to below 1"),
     ],
 )
 def test_what_is_not_supported_is_refused_with_what_is(change, says):
