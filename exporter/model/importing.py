@@ -135,7 +135,8 @@ def scheduler_config(settings: ModelSettings) -> dict[str, Any]:
     if isinstance(said, str):
         from quaver.exporter.model.source import read_config
 
-        config = dict(read_config(Path(said).expanduser()))
+        wanted = "model.scheduler must name a scheduler_config.json"
+        config = dict(read_config(Path(said).expanduser(), wanted))
     elif isinstance(said, Mapping):
         config = {"clip_sample": False, **said}
     else:

@@ -37,7 +37,7 @@ class Samples:
 def read_samples(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file.
 
-    Raises: RecipeError when it is missing, damaged, pickled or of another kind, or holds what is not finite.
+    Raises: RecipeError when it is missing, damaged, pickled or of another kind, or holds what is no finite number.
     """
     if path.suffix not in (".npz", ".safetensors"):
         raise RecipeError(f"model.samples {path} is neither .npz nor .safetensors: save it with numpy.savez")
@@ -50,6 +50,10 @@ def read_samples(path: Path) -> dict[str, np.ndarray]:
         raise RecipeError(
             f"model.samples {path} cannot be read ({line}): save plain arrays with numpy.savez"
         ) from error
+    if odd := [name for name, a in arrays.items() if a.dtype.kind not in "fiub"]:
+        raise RecipeError(
+            f"model.samples {path}: {odd[0]!r} is {arrays[odd[0]].dtype}, expected numbers: save it again"
+        )
     if bad := [name for name, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]:
         raise RecipeError(f"model.samples {path}: {bad[0]!r} is not finite: save it again")
     return arrays
@@ -77,6 +81,8 @@ def sort_samples(arrays: Mapping[str, np.ndarray], cond: Mapping[str, str], *, s
     counts = {name: len(a) if a.ndim else 0 for name, a in {**rows, **pair}.items()}
     if len(set(counts.values())) > 1 or 0 in counts.values():
         raise RecipeError(f"model.samples has rows {counts}: give every input as many, at least one")
+    if "time" in pair and pair["time"].size != len(pair["time"]):
+        raise RecipeError(f"model.samples has {time} {list(pair['time'].shape)}, expected one number a sample")
     for name, a in uncond.items():
         if a.shape != (1, *rows[name].shape[1:]):
             raise RecipeError(f"uncond_{name} is {list(a.shape)}, expected {[1, *rows[name].shape[1:]]}")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 UNET_CLASSES = ("UNet2DConditionModel", "UNet2DModel")
+FOLDER = "model.source must name a diffusers folder with unet/, scheduler/ and tokenizer/"
 CONFIGS = ("*.json", "tokenizer/*")
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin")  # in order of preference
 
@@ -81,16 +82,22 @@ def load_parts(source: str, folder: Path) -> dict[str, torch.nn.Module]:
     return {name: module.eval() for name, module in parts.items()}
 
 
-def read_config(path: Path) -> Mapping[str, Any]:
-    """A JSON object of a model folder. Raises: RecipeError when it is not there or not JSON."""
+def read_config(path: Path, wanted: str = FOLDER) -> Mapping[str, Any]:
+    """A JSON object, of a model folder unless other words say what is `wanted`.
+
+    Raises: RecipeError when it is not there, cannot be read or is something else.
+    """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path} does not exist: {wanted}") from error
     except OSError as error:
-        raise RecipeError(
-            f"{path} does not exist: model.source must name a diffusers folder with unet/, scheduler/ and tokenizer/"
-        ) from error
+        raise RecipeError(f"{path} cannot be read ({error.strerror}): {wanted}") from error
     except ValueError as error:
-        raise RecipeError(f"{path} is not JSON ({error}): copy the model folder again") from error
+        raise RecipeError(f"{path} is not JSON ({error}): copy it again") from error
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path} holds {type(found).__name__}, expected a JSON object: {wanted}")
+    return found
 
 
 def _line(error: Exception) -> str:

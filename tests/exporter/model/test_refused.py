@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from quaver.exporter.model.onnxfile import referenced_files
-from quaver.runtime.errors import EngineError, RecipeError
-from tests.exporter.model.foreign import refused, samples, scaled_by_time
+from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
+from tests.exporter.model.foreign import SCHEDULER, refused, samples, scaled_by_time
 
 onnx = pytest.importorskip("onnx")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
@@ -90,6 +90,12 @@ def test_samples_that_do_not_fit_are_named(place, tmp_path):
     refused(place, tmp_path, r"has rows .*: give every input as many")
     samples(place, x_t=np.zeros((4, 4, 8, 8)), t=np.full(4, 1000))
     refused(place, tmp_path, r"timesteps 1000 to 1000, the schedule has 0 to 999")
+    samples(place, x_t=np.zeros((4, 4, 8, 8)), t=np.zeros((4, 2)))
+    refused(place, tmp_path, r"model\.samples has t \[4, 2\], expected one number a sample")
+    samples(place, x_t=np.zeros((4, 4, 8, 8)), t=np.array(["a", "b", "c", "d"]))
+    refused(place, tmp_path, r"'t' is <U1, expected numbers")
+    samples(place, x_t=np.zeros((4, 4, 8, 8), np.complex64), t=np.zeros(4))
+    refused(place, tmp_path, r"'x_t' is complex64, expected numbers")
     samples(place, context=np.full((4, 6, 16), np.nan))
     refused(place, tmp_path, r"'context' is not finite")
     samples(place, uncond_context=np.zeros((4, 6, 16)))
@@ -111,6 +117,27 @@ def test_settings_that_are_missing_say_what_to_write(place, tmp_path):
     refused(place, tmp_path, r"latent \[C, H, W\] differs in dimension 2: .*9 in model\.latent", latent=(4, 8, 9))
     (place / "unet.onnx").unlink()
     refused(place, tmp_path, r"unet\.onnx does not exist: name an \.onnx file")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("none.json", None, r"none\.json does not exist: model\.scheduler must name a sched"),
+        ("", None, r"source cannot be read \(Is a directory\): model\.scheduler must name a sched"),
+        ("a.json", "[1, 2]", r"a\.json holds list, expected a JSON object: model\.scheduler must"),
+        ("a.json", "5", r"a\.json holds int, expected a JSON object"),
+        ("a.json", "{", r"a\.json is not JSON"),
+    ],
+)
+def test_a_scheduler_that_is_none_names_the_key_and_the_file(place, tmp_path, name, text, words):
+    if text is not None:
+        (place / name).write_text(text)
+    refused(place, tmp_path, words, scheduler=str(place / name))
+
+
+def test_a_scheduler_without_numbers_names_what_is_none(place, tmp_path):
+    words = "beta_start = 'x', expected a number"
+    refused(place, tmp_path, words, error=ArtifactError, scheduler={**SCHEDULER, "beta_start": "x"})
 
 
 @pytest.mark.parametrize("latent", [(8, 8), (4, -8, 8), (4, 0, 8), (4, 8, 8, 1)])
