@@ -50,7 +50,7 @@ class SensitivitySettings:
 
     def __post_init__(self) -> None:
         for name, least in {"records": 1, "batch": 1, "snr": 0, "seed": 0}.items():
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < np.inf:
                 raise RecipeError(f"sensitivity.{name} is {getattr(self, name)}, expected {least} or more")
         if not 0 <= self.keep <= 100:
             raise RecipeError(f"sensitivity.keep is {self.keep}, expected 0 to 100 percent of the layers")

@@ -165,6 +165,9 @@ def test_the_picture_has_a_dot_for_every_layer_and_a_mark_for_every_one_kept() -
     [
         ({"records": 0}, "sensitivity.records is 0, expected 1 or more"),
         ({"snr": -3.0}, "sensitivity.snr is -3.0, expected 0 or more"),
+        ({"snr": float("nan")}, "sensitivity.snr is nan, expected 0 or more"),
+        ({"snr": float("inf")}, "sensitivity.snr is inf, expected 0 or more"),
+        ({"keep": float("nan")}, "sensitivity.keep is nan, expected 0 to 100 percent"),
         ({"keep": 101.0}, "sensitivity.keep is 101.0, expected 0 to 100 percent"),
     ],
 )
