@@ -32,6 +32,7 @@ def open_file(path: Path) -> onnx.ModelProto:
     Raises: RecipeError as `open_graph`, and when it is too old, quantized, or made of operators that only one runtime
     has.
     """
+    require_file(path, "an .onnx file as model.source, relative to where quaver runs")
     model = open_graph(path)
     opset = next((o.version for o in model.opset_import if o.domain in STANDARD), 0)
     if opset < OLDEST:
@@ -53,7 +54,7 @@ def open_graph(path: Path) -> onnx.ModelProto:
     return need("onnx", extra="export").inliner.inline_local_functions(model) if len(model.functions) else model
 
 
-def require_file(path: Path, wanted: str = "an .onnx file, relative to where quaver runs") -> None:
+def require_file(path: Path, wanted: str = "an .onnx file") -> None:
     """Raises: RecipeError when there is nothing at a path, or a folder."""
     if not path.is_file():
         raise RecipeError(f"{path} {'is not a file' if path.exists() else 'does not exist'}: name {wanted}")

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from quaver.exporter.model.onnxfile import open_graph, read_values, referenced_files
+from quaver.exporter.model.onnxfile import open_file, open_graph, read_values, referenced_files
 from quaver.runtime.errors import ArtifactError, RecipeError
 from quaver.runtime.family import read_card
 from tests.exporter.model.foreign import agrees, run
@@ -47,8 +47,8 @@ def test_a_folder_is_no_missing_file(tmp_path):
     with pytest.raises(RecipeError, match=r"a\.onnx is not a file: name an \.onnx file"):
         (tmp_path / "a.onnx").mkdir()
         open_graph(tmp_path / "a.onnx")
-    with pytest.raises(RecipeError, match=r"b\.onnx does not exist: name an \.onnx file"):
-        open_graph(tmp_path / "b.onnx")
+    with pytest.raises(RecipeError, match=r"b\.onnx does not exist: name an \.onnx file as model\.source"):
+        open_file(tmp_path / "b.onnx")
 
 
 def test_weights_are_read_from_a_file_of_two_names(tmp_path, model):
