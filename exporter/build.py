@@ -23,12 +23,13 @@ from typing import Any, Literal
 from quaver.calib.graph import module_of, read_model
 from quaver.exporter.lint import Report, lint
 from quaver.exporter.lint.kernels import disagreements
-from quaver.exporter.plans.capability import LACKS, check_capabilities
+from quaver.exporter.plans.capability import check_capabilities
 from quaver.exporter.plans.islands import islands, named, unpacked
 from quaver.exporter.plans.log import Compiled, kernel_coverage
 from quaver.exporter.plans.planner import Request
 from quaver.exporter.plans.process import ask
 from quaver.exporter.plans.text import summary
+from quaver.exporter.targets import TARGETS
 from quaver.runtime.artifact import Stamp, atomic, digest_file, load_json, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import EngineError, RecipeError, unknown
@@ -48,12 +49,13 @@ class Library:
     settings: frozenset[str]
 
 
+_CAPABILITIES = "compute_capabilities"
 _WEIGHTS = {"weights", "refit", "streaming"}
 _TENSORRT = frozenset(_WEIGHTS | {"hardware", "version_compatible", "timing_cache"})
 LIBRARIES: Mapping[str, Library] = {
     "tensorrt-10": Library("tensorrt", "trt", "10.", _TENSORRT),
     "tensorrt-11": Library("tensorrt", "trt", "11.", _TENSORRT),
-    "tensorrt-rtx": Library("tensorrt_rtx", "trt-rtx", "", frozenset(_WEIGHTS | {"compute_capabilities"})),
+    "tensorrt-rtx": Library("tensorrt_rtx", "trt-rtx", "", frozenset(_WEIGHTS | {_CAPABILITIES})),
 }
 
 
@@ -70,6 +72,17 @@ class BuildSettings:
     refit: Literal["no", "identical", "any"] = "no"  # weights that may be put into the plan later
     streaming: bool = False  # the runtime may hold some weights in main memory
     timing_cache: str = ""  # TensorRT: file in which kernels' times are kept from build to build
+
+    def __post_init__(self) -> None:
+        if not self.compute_capabilities:
+            raise RecipeError("build.compute_capabilities is empty: name one or more, for example 'SM89'")
+        for name, sizes in (("batch", self.batch), *((f"axes.{key}", value) for key, value in self.axes.items())):
+            if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+                raise RecipeError(f"build.{name} = {list(sizes)}: expected 1 <= min <= opt <= max")
+        if self.weights == "stripped" and self.refit == "no":
+            raise RecipeError(
+                "build.weights = 'stripped' needs build.refit = 'identical' or 'any': a way back for them"
+            )
 
 
 def build(bundle: Bundle, settings: BuildSettings, *, stamp: Stamp, progress: Progress) -> Path:
@@ -94,7 +107,7 @@ def build_target(bundle: Bundle, target: str, settings: BuildSettings, *, stamp:
         progress.say(f"no {target} plan: {reason}")
         return save_json(sidecar, {"target": target, "built": False, "reason": reason}, stamp)
     sites = load_json(bundle.sites(target), "export")
-    if "compute_capabilities" in LIBRARIES[target].settings:
+    if _CAPABILITIES in LIBRARIES[target].settings:
         check_capabilities(settings.compute_capabilities, (site["format"] for site in sites["sites"]))
     started = time.monotonic()
     sidecar.unlink(missing_ok=True)
@@ -163,25 +176,21 @@ def expected_plans(targets: Iterable[str]) -> list[str]:
 
 
 def check_settings(settings: BuildSettings, targets: Sequence[str]) -> None:
-    """Raises: RecipeError for settings no target takes, a capability nobody has, or sizes not min <= opt <= max."""
+    """Raises: RecipeError when there is no target, for a setting that none of them takes, or a capability it lacks."""
     if not targets:
         raise RecipeError(f"nothing to build: add one of {', '.join(LIBRARIES)} to export.targets")
-    for name in settings.compute_capabilities:
-        if name not in LACKS:
-            raise RecipeError(unknown("compute capability", name, LACKS))
-    if not settings.compute_capabilities:
-        raise RecipeError("build.compute_capabilities is empty: name one or more, for example 'SM89'")
-    for name, sizes in (("batch", settings.batch), *((f"axes.{key}", value) for key, value in settings.axes.items())):
-        if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-            raise RecipeError(f"build.{name} = {list(sizes)}: expected 1 <= min <= opt <= max")
     default = BuildSettings()
-    for name in sorted(_TENSORRT):
-        if getattr(settings, name) != getattr(default, name) and not any(
-            name in LIBRARIES[target].settings for target in targets
-        ):
-            raise RecipeError(f"build.{name} does nothing for {', '.join(targets)}: remove it, or export for TensorRT")
-    if settings.weights == "stripped" and settings.refit == "no":
-        raise RecipeError("build.weights = 'stripped' needs build.refit = 'identical' or 'any': a way back for them")
+    for name in sorted(_TENSORRT | {_CAPABILITIES}):
+        taking = [target for target, library in LIBRARIES.items() if name in library.settings]
+        if getattr(settings, name) != getattr(default, name) and not set(taking) & set(targets):
+            raise RecipeError(
+                f"build.{name} does nothing for {', '.join(targets)}: remove it, or export for {' or '.join(taking)}"
+            )
+    for target in targets:
+        there = TARGETS[target].capabilities
+        for name in settings.compute_capabilities if _CAPABILITIES in LIBRARIES[target].settings else ():
+            if name not in there:
+                raise RecipeError(unknown(f"compute capability of {target}", name, there))
 
 
 def left_out(target: str) -> str:
@@ -223,7 +232,7 @@ def request(target: str, settings: BuildSettings, graph: Path, plan: Path) -> Re
         str(plan),
         settings.batch,
         settings.axes,
-        settings.compute_capabilities if "compute_capabilities" in known else (),
+        settings.compute_capabilities if _CAPABILITIES in known else (),
         [name for name, wanted in flags.items() if wanted],
         hardware.get(settings.hardware, "") if "hardware" in known else "",
         settings.timing_cache if "timing_cache" in known else "",

@@ -16,10 +16,11 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
 from quaver.exporter.build import left_out
-from quaver.exporter.plans.capability import LACKS, runs
+from quaver.exporter.plans.capability import runs
+from quaver.exporter.targets import ISAS, TENSORRT_RTX, detect_isa
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-EXACT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+RTX = TENSORRT_RTX.capabilities
 
 
 def examine() -> str:
@@ -50,8 +51,8 @@ def processor_lines() -> Iterator[str]:
     there = [name for name in FEATURES if name in cpu_flags()]
     listed = ", ".join(there) or "no known vector instructions"
     yield f"processor  {os.cpu_count()} cores, {memory_gib():.1f} GiB, {listed}"
-    exact = bool(EXACT & set(there))
-    yield f"int8       {'exact dot products' if exact else 'saturating pairs: weights are kept to where they cannot'}"
+    pairs = "saturating pairs: weights are kept to where they cannot"
+    yield f"int8       {pairs if ISAS[detect_isa()] else 'exact dot products'}"
 
 
 def requirements(extra: str) -> list[str]:
@@ -98,7 +99,7 @@ def plan_lines() -> Iterator[str]:
 
 def capability_words() -> str:
     """The capabilities of RTX GPUs with what they multiply: "SM89 (int8, int4, float8)"."""
-    return ", ".join(f"{name} ({', '.join(runs(name)) or 'floats'})" for name in LACKS)
+    return ", ".join(f"{name} ({', '.join(runs(name)) or 'floats'})" for name in RTX)
 
 
 def gpu_lines() -> Iterator[str]:
@@ -112,5 +113,5 @@ def gpu_lines() -> Iterator[str]:
     for line in done.stdout.strip().splitlines():
         *_, number = line.split(",")
         name = f"SM{number.strip().replace('.', '')}"
-        known = f"runs tensorrt-rtx plans for {name}" if name in LACKS else "runs no tensorrt-rtx plans"
+        known = f"runs tensorrt-rtx plans for {name}" if name in RTX else "runs no tensorrt-rtx plans"
         yield f"gpu        {line}: {known}"

@@ -49,6 +49,13 @@ class ExportSettings:
     residual: Literal["target", "float", "coded"] = "target"  # what coded outputs are added to; the target's own way
     attention: Literal["float", "int8", "float8"] = "float"  # the products of attention: Q K^T and softmax(S) V
 
+    def __post_init__(self) -> None:
+        preset(self.preset)
+        for name in self.targets:
+            find_target(name, isa=self.isa)
+            if self.targets.count(name) > 1:
+                raise RecipeError(f"export.targets names {name!r} {self.targets.count(name)} times, expected once")
+
 
 def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: Progress) -> Path:
     """Write unet.<target>.onnx and its sites for every target; returns the last graph written.

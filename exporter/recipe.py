@@ -17,7 +17,7 @@ from quaver.calib.prompts import PromptSettings
 from quaver.calib.ranges import RangeSettings
 from quaver.calib.reconstruct import ReconstructSettings
 from quaver.calib.sensitivity import SensitivitySettings
-from quaver.exporter.build import BuildSettings
+from quaver.exporter.build import BuildSettings, check_settings, plan_targets
 from quaver.exporter.export import ExportSettings
 from quaver.exporter.trace import ModelSettings
 from quaver.runtime.config import override, read_toml, to_config
@@ -41,6 +41,10 @@ class Recipe:
     stats: StatsSettings = field(default_factory=StatsSettings)
     validate: ValidateSettings = field(default_factory=ValidateSettings)
     sensitivity: SensitivitySettings = field(default_factory=SensitivitySettings)  # no stage of the chain: an analysis
+
+    def __post_init__(self) -> None:
+        if targets := plan_targets(self.export.targets):
+            check_settings(self.build, targets)
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -12,7 +12,7 @@ import pytest
 from quaver.calib.graph import layers
 from quaver.calib.rules import Rule
 from quaver.exporter import build as building
-from quaver.exporter.build import BuildSettings, build, build_target, expected_plans, findings
+from quaver.exporter.build import BuildSettings, build, build_target, check_settings, expected_plans, findings
 from quaver.exporter.export import ExportSettings, export
 from quaver.exporter.placement import place
 from quaver.exporter.plans import process
@@ -151,7 +151,7 @@ def test_without_the_extra_it_says_what_was_left_out_and_how_to_get_it(bundle, m
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"compute_capabilities": ("SM88",)}, "unknown compute capability 'SM88'"),
+        ({"compute_capabilities": ("SM88",)}, "unknown compute capability of tensorrt-rtx 'SM88'"),
         ({"compute_capabilities": ()}, r"compute_capabilities is empty: name one"),
         ({"batch": (4, 2, 16)}, "expected 1 <= min <= opt <= max"),
         ({"batch": (0, 2, 16)}, "expected 1 <= min <= opt <= max"),
@@ -164,6 +164,18 @@ def test_without_the_extra_it_says_what_was_left_out_and_how_to_get_it(bundle, m
 def test_settings_that_cannot_be_are_refused(bundle, settings, words):
     with pytest.raises(RecipeError, match=words):
         run(bundle, **settings)
+
+
+def test_capabilities_are_for_the_one_target_that_takes_them():
+    asked = BuildSettings(compute_capabilities=("SM90",))
+    for target in ("tensorrt-10", "tensorrt-11"):
+        words = rf"compute_capabilities does nothing for {target}: remove it, or export for tensorrt-rtx"
+        with pytest.raises(RecipeError, match=words):
+            check_settings(asked, [target])
+        check_settings(BuildSettings(), [target])
+    with pytest.raises(RecipeError, match="unknown compute capability of tensorrt-rtx 'SM90'"):
+        check_settings(asked, ["tensorrt-10", RTX])
+    check_settings(BuildSettings(compute_capabilities=TENSORRT_RTX.capabilities), ["tensorrt-10", RTX])
 
 
 def test_a_recipe_without_tensorrt_targets_has_nothing_to_build(bundle):
@@ -250,7 +262,7 @@ def test_a_file_that_is_no_graph_is_refused_before_the_builder_starts(bundle, mo
     exported(bundle)
     monkeypatch.setattr(building, "find_spec", lambda name: True)
     bundle.qdq(RTX).write_bytes(b"no graph")
-    with pytest.raises(ArtifactError, match=r"unet\.tensorrt-rtx\.onnx is no ONNX file"):
+    with pytest.raises(RecipeError, match=r"unet\.tensorrt-rtx\.onnx is no ONNX file"):
         run(bundle)
     assert not bundle.plan(RTX).exists()
 

@@ -231,6 +231,14 @@ def test_doctor_names_the_versions_the_extras_and_the_processor(capsys):
     assert f"numpy {np.__version__}" in out
 
 
+@pytest.mark.parametrize(("isa", "words"), [("avx2", "saturating pairs"), ("arm", "exact dot products")])
+def test_doctor_says_how_the_exporter_codes_for_this_machine(monkeypatch, isa, words):
+    from quaver.exporter import doctor
+
+    monkeypatch.setattr(doctor, "detect_isa", lambda: isa)
+    assert words in [*doctor.processor_lines()][-1]
+
+
 def test_a_missing_extra_is_answered_with_what_to_type(monkeypatch):
     from quaver.exporter import doctor
 

@@ -37,6 +37,13 @@ def test_overrides_win_over_the_file(tmp_path):
         ("[sampling]\nsteps = 'many'", r'r.toml: sampling.steps is a string \("many"\), expected an integer'),
         ("[sampling]\nsteps = 0", r"r.toml: sampling.steps is 0, expected 1 or more"),
         ("[sampling\n", r"r.toml is not TOML"),
+        ("[export]\ntargets = ['ort-cp']", r"r.toml: unknown target 'ort-cp'; did you mean 'ort-cpu'\?"),
+        ("[export]\ntargets = ['ort-cpu', 'ort-cpu']", r"r.toml: export.targets names 'ort-cpu' 2 times"),
+        ("[export]\npreset = '8w8b'", r"r.toml: unknown preset '8w8b'; did you mean '8w8a'\?"),
+        ("[export]\nisa = 'avx3'", r"r.toml: unknown export.isa 'avx3'; did you mean 'avx2'\?"),
+        ("[build]\nbatch = [4, 2, 16]", r"r.toml: build.batch = \[4, 2, 16\]: expected 1 <= min"),
+        ("[build]\ncompute_capabilities = ['SM88']", r"r.toml: unknown compute capability of tensorrt-rtx 'SM88'"),
+        ("[build]\nhardware = 'ampere-plus'", r"r.toml: build.hardware does nothing for tensorrt-rtx"),
     ],
 )
 def test_what_cannot_be_meant_names_the_file_and_the_fix(tmp_path, text, message):
