@@ -85,13 +85,13 @@ def collect(model: onnx.ModelProto, weights: Weights, path: Path) -> None:
     Raises: RecipeError naming one that is not finite.
     """
     onnx = need("onnx", extra="export")
+    for node in model.graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                check_finite(node.output[0], weights.read(attribute.t), path)
     for tensor in model.graph.initializer:
         values = weights.read(tensor)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise RecipeError(
-                f"{path}: the weight {tensor.name!r} has {int((~np.isfinite(values)).sum())} of {values.size} values "
-                "that are not finite: the checkpoint is damaged, export it from a whole one"
-            )
+        check_finite(tensor.name, values, path)
         if tensor.data_type == tensor.BFLOAT16:
             raise RecipeError(f"{path} has weights in bfloat16 ({tensor.name!r}): export it in float32")
         if tensor.data_type == tensor.FLOAT16:
@@ -102,6 +102,18 @@ def collect(model: onnx.ModelProto, weights: Weights, path: Path) -> None:
     inputs = [value for value in model.graph.input if value.name not in names]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
+
+
+def check_finite(name: str, values: np.ndarray, path: Path) -> None:
+    """Raises: RecipeError when a weight has values that are not finite."""
+    if values.dtype.kind != "f":
+        return
+    fine = np.isfinite(values) if values.size > 1 else ~np.isnan(values)  # a mask may be filled with one infinity
+    if not fine.all():
+        raise RecipeError(
+            f"{path}: the weight {name!r} has {int((~fine).sum())} of {values.size} values that are not finite: the "
+            "checkpoint is damaged, export it from a whole one"
+        )
 
 
 def set_sizes(model: onnx.ModelProto, time: str, sizes: Sizes) -> None:

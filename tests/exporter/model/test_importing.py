@@ -152,6 +152,18 @@ def test_a_bare_group_norm_is_written_in_operators_that_have_kernels(place, tmp_
     np.testing.assert_allclose(answers(bundle.float_unet, feeds, "out"), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_mask_may_be_filled_with_infinity(place, tmp_path):
+    nodes = [
+        ("Less", ["x", "one"], ["seen"]),
+        ("Where", ["seen", "x", "never"], ["masked"]),
+        ("Softmax", ["masked"], ["s"], {"axis": -1}),
+        ("Reshape", ["t", "column"], ["c"]),
+        ("Mul", ["s", "c"], ["out"]),
+    ]
+    constants = {"one": np.float32(1), "never": np.float32(-np.inf), "column": np.array([-1, 1, 1, 1])}
+    run(place, tmp_path, simple(nodes, ("t", ["B"]), constants=constants), samples="")
+
+
 def test_a_network_that_lives_on_sigma_is_fed_sigma_and_the_unscaled_sample(place, tmp_path):
     nodes = [  # the denoiser of x_0 ~ N(0, 1): D = x / (1 + sigma^2)
         ("Mul", ["sigma", "sigma"], ["s2"]),

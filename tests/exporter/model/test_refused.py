@@ -46,13 +46,16 @@ def test_weights_that_are_missing_or_cut_are_named(place, tmp_path, model):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("external", [False, True])
-def test_weights_that_are_not_finite_are_named(place, tmp_path, model, value, external):
+@pytest.mark.parametrize("where", ["inside", "beside", "node"])
+def test_weights_that_are_not_finite_are_named(place, tmp_path, model, value, where):
     tensor = next(t for t in model.graph.initializer if t.name == "block.conv1.weight")
     values = numpy_helper.to_array(tensor).copy()
     values[3, 2, 1, 0] = value
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    onnx.save(model, place / "unet.onnx", save_as_external_data=external, location="w.bin")
+    if where == "node":
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+        model.graph.initializer.remove(tensor)
+    onnx.save(model, place / "unet.onnx", save_as_external_data=where == "beside", location="w.bin")
     refused(place, tmp_path, r"the weight 'block\.conv1\.weight' has 1 of 9216 values that are not finite")
 
 
