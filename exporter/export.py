@@ -28,7 +28,7 @@ from quaver.exporter.topology import read_topology
 from quaver.runtime.artifact import Stamp, load_tensors, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
-from quaver.runtime.errors import EngineError, RecipeError
+from quaver.runtime.errors import EngineError, RecipeError, first_line
 from quaver.runtime.lazy import need
 from quaver.runtime.progress import Progress
 
@@ -111,8 +111,9 @@ def check(model: onnx.ModelProto, target: Target) -> None:
     try:
         need("onnx", extra="export").checker.check_model(without_weights(model))
     except Exception as error:  # the checker's class lies in its C++ module
-        line = str(error).strip().splitlines()[0]
-        raise EngineError(f"the graph for {target.name} is not valid ONNX ({line}): report it as a bug") from error
+        raise EngineError(
+            f"the graph for {target.name} is not valid ONNX ({first_line(error)}): report it as a bug"
+        ) from error
 
 
 def load_once(path: Path) -> None:

@@ -26,6 +26,11 @@ class EngineError(QuaverError):
     """An engine that cannot be opened, or that answers with something else than it promised."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, up to its first line break and 300 characters; its class when it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
 def unknown(what: str, name: str, valid: Iterable[str]) -> str:
     """The one line about a name that is not among the valid ones: the nearest of them, or all."""
     names = sorted(valid)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quaver.calib.graph import MODULE_KEY, module_of
-from quaver.runtime.errors import RecipeError
+from quaver.runtime.errors import RecipeError, first_line
 from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def _newer(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     try:
         made = onnx.version_converter.convert_version(light, opset)
     except Exception as error:  # the converter's class lies in its C++ module
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise RecipeError(f"the graph does not convert to opset {opset} ({line}): export it at that opset") from error
+        raise RecipeError(
+            f"the graph does not convert to opset {opset} ({first_line(error)}): export it at that opset"
+        ) from error
     inputs = made.graph.input[: len(model.graph.input)]
     del made.graph.input[:]
     made.graph.input.extend(inputs)

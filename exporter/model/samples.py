@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quaver.runtime.errors import RecipeError, unknown
+from quaver.runtime.errors import RecipeError, first_line, unknown
 from quaver.runtime.guide import Rows
 from quaver.runtime.rows import UNCOND
 
@@ -46,9 +46,8 @@ def read_samples(path: Path) -> dict[str, np.ndarray]:
     try:
         arrays = _load(path)
     except Exception as error:  # zipfile, numpy and safetensors have a class each
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RecipeError(
-            f"model.samples {path} cannot be read ({line}): save plain arrays with numpy.savez"
+            f"model.samples {path} cannot be read ({first_line(error)}): save plain arrays with numpy.savez"
         ) from error
     if odd := [name for name, a in arrays.items() if a.dtype.kind not in "fiub"]:
         raise RecipeError(

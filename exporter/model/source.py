@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quaver.runtime.errors import RecipeError
+from quaver.runtime.errors import RecipeError, first_line
 from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:
@@ -40,9 +40,8 @@ def model_folder(source: str) -> Path:
         weights = [name for name in WEIGHTS if name in there][:1]
         return Path(hub.snapshot_download(source, allow_patterns=[*CONFIGS, *weights]))
     except Exception as error:  # offline, unknown, gated: the hub has a class for each
-        reason = str(error).splitlines()[0]
         raise RecipeError(
-            f"model.source {source!r} is no folder here, and the hub did not give it ({reason}): "
+            f"model.source {source!r} is no folder here, and the hub did not give it ({first_line(error)}): "
             "name a diffusers folder, or 'demo'"
         ) from error
 
@@ -64,7 +63,7 @@ def load_unet(folder: Path) -> torch.nn.Module:
             folder / "unet", local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise RecipeError(f"{folder}/unet does not load ({_line(error)}): copy the model folder again") from error
+        raise RecipeError(f"{folder}/unet does not load ({first_line(error)}): copy the model folder again") from error
     return unet.eval()
 
 
@@ -78,7 +77,7 @@ def load_parts(source: str, folder: Path) -> dict[str, torch.nn.Module]:
     try:
         parts = need("quaver.demo.components", extra="export").load_components(folder)
     except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise RecipeError(f"{folder} is damaged ({_line(error)}): install quaver again") from error
+        raise RecipeError(f"{folder} is damaged ({first_line(error)}): install quaver again") from error
     return {name: module.eval() for name, module in parts.items()}
 
 
@@ -98,7 +97,3 @@ def read_config(path: Path, wanted: str = FOLDER) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise RecipeError(f"{path} holds {type(found).__name__}, expected a JSON object: {wanted}")
     return found
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -1,6 +1,6 @@
 import pytest
 
-from quaver.runtime.errors import ArtifactError, EngineError, QuaverError, RecipeError, unknown
+from quaver.runtime.errors import ArtifactError, EngineError, QuaverError, RecipeError, first_line, unknown
 
 
 @pytest.mark.parametrize("kind", [RecipeError, ArtifactError, EngineError])
@@ -17,3 +17,10 @@ def test_an_unknown_name_is_answered_with_the_nearest_one():
 
 def test_a_name_near_to_nothing_is_answered_with_all():
     assert unknown("stage", "zzz", ["export", "build"]) == "unknown stage 'zzz'; valid: build, export"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("\n a\nb", "a"), ("", "ValueError"), (" \n", "ValueError"), ("x" * 999, "x" * 300)]
+)
+def test_a_librarys_error_is_its_first_line_or_its_class(text, line):
+    assert first_line(ValueError(text)) == line
