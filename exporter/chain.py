@@ -162,9 +162,8 @@ def stamp_now(stage: Stage, run: Run) -> Stamp:
         if not path.exists():
             raise ArtifactError(f"{stage.name} needs {path}: quaver run {run.path} --until {writer(path, run)}")
     settings = {section: to_table(getattr(run.recipe, section)) for section in stage.settings}
-    return Stamp(
-        stage.name, settings=digest_json(settings), inputs={label(p, run.bundle): run.digest(p) for p in reads}
-    )
+    inputs = {name: run.digest(path) for name, path in labelled(reads, run.bundle).items()}
+    return Stamp(stage.name, settings=digest_json(settings), inputs=inputs)
 
 
 def feeding(stage: Stage, run: Run) -> list[Stage]:
@@ -203,6 +202,17 @@ def label(path: Path, bundle: Bundle) -> str:
     """A file's name in its bundle, or its last name when it lies elsewhere."""
     inside = path.is_relative_to(bundle.root)
     return path.relative_to(bundle.root).as_posix() if inside else path.name
+
+
+def labelled(paths: Sequence[Path], bundle: Bundle) -> dict[str, Path]:
+    """Files by their labels; of those that share one, the later have names of folders before it."""
+    found: dict[str, Path] = {}
+    for path in dict.fromkeys(paths):
+        name, above = label(path, bundle), path.absolute().parent
+        while name in found and above.name:
+            name, above = f"{above.name}/{name}", above.parent
+        found[name] = path
+    return found
 
 
 def digests() -> Digest:

@@ -55,7 +55,8 @@ def explain(error: BaseException) -> str:
 def say(result: Sequence[Path] | str) -> None:
     """Print what a verb returned: paths one a line, or a text."""
     try:
-        print(result if isinstance(result, str) else "\n".join(map(str, result)), flush=True)
+        for line in [result] if isinstance(result, str) else result:
+            print(line, flush=True)
     except BrokenPipeError:  # `quaver show FILE | head` has read enough; the verb's verdict still counts
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -141,6 +141,13 @@ def plans(bundle: Bundle, recipe: Recipe) -> list[Path]:
     return [bundle.plan(name) for name in expected_plans(recipe.export.targets)]
 
 
+def plan_sidecars(bundle: Bundle, recipe: Recipe) -> list[Path]:
+    """What is said of every plan, built or left out."""
+    from quaver.exporter.build import plan_targets
+
+    return [bundle.plan_sidecar(name) for name in plan_targets(recipe.export.targets)]
+
+
 def learns(recipe: Recipe) -> bool:
     """Whether the recipe wants rounding learned."""
     return recipe.reconstruct.method != "none"
@@ -214,6 +221,7 @@ STAGES = (
         settings=("build",),
         reads=plan_sources,
         writes=plans,
+        beside=plan_sidecars,
         optional=True,
     ),
     Stage(

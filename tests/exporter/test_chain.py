@@ -237,5 +237,22 @@ def test_what_changed_is_said_in_words():
     assert changed(None, old, "f") == "f is damaged, or carries no stamp"
 
 
+def test_files_of_one_name_in_other_folders_keep_a_digest_each(opened, tmp_path):
+    outside = [tmp_path / folder / "w.bin" for folder in ("a", "b")]
+    for path in outside:
+        path.parent.mkdir()
+        path.write_text("weights")
+    chain = (replace(CHAIN[0], reads=lambda bundle, recipe: [*outside, outside[0], bundle.root / "w.bin"]),)
+    with opened(chain=chain) as run:
+        (run.bundle.root / "w.bin").write_text("weights")
+        run_all(run)
+    assert [*read_stamp(tmp_path / "bundle" / "text.json").inputs] == ["w.bin", "b/w.bin", "bundle/w.bin"]
+    for path in (*outside, tmp_path / "bundle" / "w.bin"):
+        path.write_text("edited")
+        with opened(chain=chain) as run:
+            run_all(run)
+        assert CALLS == ["text"], path
+
+
 def test_stages_are_found_by_name():
     assert find(CHAIN, "page").name == "page"

@@ -90,6 +90,13 @@ def test_the_stages_name_functions_that_take_what_they_are_given():
         assert keywords == {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
+def test_the_build_stage_says_of_every_plan_where_it_is_told_that_it_was_left_out():
+    recipe = to_config(Recipe, {"export": {"targets": ["ort-cpu", "tensorrt-11", "tensorrt-rtx"]}})
+    (build,) = [stage for stage in STAGES if stage.name == "build"]
+    told = [path.name for path in build.beside(Bundle(Path("b")), recipe)]
+    assert told == ["unet.tensorrt-11.plan.json", "unet.tensorrt-rtx.plan.json"]
+
+
 def test_without_its_target_the_plan_is_neither_read_nor_written():
     recipe = to_config(Recipe, {"export": {"targets": ["ort-cpu"]}})
     (build,) = [stage for stage in STAGES if stage.name == "build"]
