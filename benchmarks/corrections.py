@@ -1,10 +1,11 @@
 """What the corrections do to the error of the finished latent, on trajectories that no fit has seen, at eta 0 and 1.
 
-    python -m benchmarks.corrections [BUNDLE] [--target ort-cpu] [--trajectories 256] [--etas 0 1]
+    python -m benchmarks.corrections [BUNDLE] [--target ort-cpu] [--trajectories 256] [--etas 0 1] [--steps 20 ..]
 
 Float and quantized engine draw the same prompts (held out from calibration and fits), seeds and noise. Error statistics
-belong to one eta, so for another one than the bundle's they are fitted anew, with the recipe's own settings, beside
-links to its files. A ratio below 1 is an error smaller than without correction; its interval keeps the pairing.
+belong to one eta and number of steps, so for others than the bundle's they are fitted anew, with the recipe's own
+settings, beside links to its files. A ratio below 1 is an error smaller than without correction; its interval keeps the
+pairing. Of D2 the best mode counts (`D2`), against none and the two simpler corrections (`SIMPLER`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import FLOAT, open_bundle, sampling_of
 
 SEED = 3_000_000
-CORRECTIONS = ("none", "d2-deterministic", "d2-consistent", "d2-stochastic")
+SIMPLER = ("none", "mean", "ptqd")
+D2 = ("d2-deterministic", "d2-consistent", "d2-stochastic", "d2-local", "auto")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,37 +44,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", default="ort-cpu")
     parser.add_argument("--trajectories", type=int, default=256)
     parser.add_argument("--etas", type=float, nargs="+", default=[0.0, 1.0])
-    parser.add_argument("--correct", nargs="+", default=list(CORRECTIONS))
+    parser.add_argument("--steps", type=int, nargs="+", default=[], help="the bundle's own when left out")
+    parser.add_argument("--correct", nargs="+", default=[*SIMPLER, *D2])
     parser.add_argument("--batch", type=int, default=16)
     given = parser.parse_args(argv)
     bundle = Bundle(given.bundle)
     pairs = held_out(bundle, count=given.trajectories, seed=SEED)
     rows = []
-    for eta in given.etas:
-        with fitted(bundle, given.target, eta) as (place, sampling):
-            rows += measure(place, given.target, pairs, sampling, given.correct, batch=given.batch)
+    for steps in given.steps or [None]:
+        for eta in given.etas:
+            with fitted(bundle, given.target, eta, steps) as (place, sampling):
+                rows += measure(place, given.target, pairs, sampling, given.correct, batch=given.batch)
     publish(
         "corrections",
         rows,
-        figures={f"eta {row['eta']:g} {row['correction']}": row for row in rows},
-        reached={
-            f"{row['correction']} lowers the latent error at eta {row['eta']:g}": row["ratio to none"].high < 1
-            for row in rows
-            if row["correction"] != "none"
-        },
+        figures={f"{cell(row)} {row['correction']}": row for row in rows},
+        reached={k: v for where in dict.fromkeys(map(cell, rows)) for k, v in claims(rows, where).items()},
     )
 
 
+def cell(row: dict[str, Any]) -> str:
+    """Which sampling a row is about."""
+    return f"{row['steps']} steps eta {row['eta']:g}"
+
+
+def claims(rows: Sequence[dict[str, Any]], where: str) -> dict[str, bool]:
+    """Of one sampling: whether D2's best mode beats the simpler corrections, and auto does no harm."""
+    ratio = {row["correction"]: row["ratio to none"] for row in rows if cell(row) == where}
+    best = min((ratio[name] for name in D2 if name in ratio), key=lambda r: float(r.value), default=None)
+    found = {}
+    if best is not None:
+        simpler = min(float(ratio[name].value) for name in SIMPLER if name in ratio)
+        found[f"{where}: D2 beats {', '.join(SIMPLER)}"] = bool(best.high < 1 and best.value < simpler)
+    if "auto" in ratio:
+        found[f"{where}: auto does no harm"] = bool(ratio["auto"].low <= 1)
+    return found
+
+
 @contextmanager
-def fitted(bundle: Bundle, target: str, eta: float) -> Iterator[tuple[Bundle, SamplingSettings]]:
-    """The bundle with error statistics of `eta`: itself, or links to its files beside statistics fitted now."""
+def fitted(bundle: Bundle, target: str, eta: float, steps: int | None) -> Iterator[tuple[Bundle, SamplingSettings]]:
+    """The bundle with statistics of `eta` and `steps`: itself, or links to its files beside statistics fitted now."""
     with open_bundle(bundle, engine_file=FLOAT) as session:
         own = sampling_of(session)
-    if own.eta == eta:
+    sampling = replace(own, eta=eta, steps=steps or own.steps)
+    if own == sampling:
         yield bundle, own
         return
     table = read_toml(bundle.recipe).get("stats", {})
-    sampling = replace(own, eta=eta)
     with tempfile.TemporaryDirectory() as folder:
         place = Bundle(Path(folder))
         for path in bundle.root.iterdir():
@@ -93,13 +111,14 @@ def measure(
         latents = {}
         for name, session, correct in plan:
             calls = sampling.steps * -(-len(pairs.seeds) // batch)
-            with Progress(sys.stderr).bar(calls, f"eta {sampling.eta:g} {name}") as bar:
+            with Progress(sys.stderr).bar(calls, f"{sampling.steps} steps eta {sampling.eta:g} {name}") as bar:
                 found = take(session, pairs, sampling, correct=correct, batch=batch, decode=False, on_step=bar.step)
                 latents[name] = found.latents
     for name in corrections:
         errors[name] = quality.relative_error(latents[name], latents[FLOAT])
     return [
         {
+            "steps": sampling.steps,
             "eta": sampling.eta,
             "correction": name,
             "latent error": quality.mean_interval(found, rng=rng),

@@ -25,22 +25,23 @@ from typing import Any, Literal
 
 import numpy as np
 
+from quaver.calib.error_path import Part, fit_path
 from quaver.calib.fanout import HERE, Compute, Fanout, Work, clear, map_shards
 from quaver.calib.fanout import KIND as SHARD
-from quaver.calib.local_law import choose, fit_laws, pairs, vectors
+from quaver.calib.local_law import fit_laws, pairs, vectors
 from quaver.calib.moments import Joint, covariance, joint_of, merge_joint, no_joint
 from quaver.calib.prompts import load_prompts
 from quaver.calib.trajectories import Shard, split_prompts
 from quaver.runtime.artifact import Stamp, digest_json, load_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import Engine, open_engine
-from quaver.runtime.error_law import Binding, ErrorStats, Local, Shrink, error_law, save_stats
+from quaver.runtime.error_law import Binding, ErrorStats, Local, error_law, save_stats
 from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.generate import binding, generate_from
 from quaver.runtime.guide import Rows, guide
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import Denoise, SamplingSettings, Step, visited
-from quaver.runtime.samplers import whole
+from quaver.runtime.samplers import plan, whole
 from quaver.runtime.schedule import load_schedule, to_eps
 from quaver.runtime.session import FLOAT, Session, open_bundle
 
@@ -86,7 +87,7 @@ def collect_error_stats(
     fanout: Fanout = HERE,
 ) -> Path:
     """Write error_stats.<target>.safetensors: timesteps [S], mean [S, C|1, 2], cov [S, C|1, 2, 2], count [S] float64,
-    and the parts `local` and `shrink` of `ErrorStats`.
+    and the parts `local` and `path` of `ErrorStats`.
 
     `meta` holds the binding and, per timestep, the share of the error's variance that the output explains, and of the
     squared error that either law takes off where it was not fitted.
@@ -115,9 +116,31 @@ def collect_error_stats(
     if "local" in held:
         low, high = min(held["local"]), max(held["local"])
         progress.say(f"stats  with its neighbourhood and x_t, elsewhere, {low:.1%} to {high:.1%}")
+    if stats.local is not None:
+        law, on_path = follow(pair, shards, folder / "path.safetensors", Stamp(SHARD, settings=work.key), progress)
+        stats, held["path"] = replace(stats, path=law), on_path.mean(axis=1).tolist()
     path = save_stats(bundle.error_stats(settings.target), stats, stamp, meta=meta)
     clear(folder)
     return path
+
+
+def follow(
+    pair: Pair, shards: Sequence[Shard], state: Path, stamp: Stamp, progress: Progress
+) -> tuple[Local, np.ndarray]:
+    """What keeps the engine on the float model's path, fitted in this process (`error_path`)."""
+    bundle, sampling = pair.bundle, pair.sampling
+    with open_bundle(bundle, engine_file=FLOAT) as session, open_engine(bundle.qdq(pair.target)) as engine:
+        parts, start = [], 0
+        for shard in shards:
+            cond = session.family.embed(session.parts, list(shard.texts))
+            both = (unchecked_denoiser(session, e, cond, sampling.guidance) for e in (engine, session.engine))
+            parts.append(Part(slice(start, start + len(shard.texts)), *both))
+            start += len(shard.texts)
+        moves = plan(sampling.sampler, session.schedule, steps=sampling.steps, eta=sampling.eta)
+        clip, shape = session.schedule.clip, session.latent_shape
+        return fit_path(
+            parts, shards, moves, shape, pair.neighbourhood, clip=clip, state=state, stamp=stamp, progress=progress
+        )
 
 
 def fit(
@@ -134,14 +157,12 @@ def fit(
     stats = ErrorStats(timesteps=at, mean=joint.mean, cov=covariance(joint), count=joint.count[:, 0], binding=bound)
     if halves.count.min() < 2:
         return stats, {}
-    laws, local, channel = zip(*(fit_laws((a, b), C, k) for a, b in steps), strict=True)
-    weight = np.stack([W for W, _ in laws]).reshape(S, C, 2 * C, k, k).astype(np.float32)
-    found = Local(weight, np.stack([b for _, b in laws]), np.stack([held.rest for held in local]) / 2)  # two halves
-    shares = {"channel": [held.share for held in channel], "local": [held.share for held in local]}
-    by_channel, by_local = choose(channel, local)
-    if settings.granularity == "tensor":
-        by_channel = np.zeros_like(by_channel)  # that law is not among the statistics
-    return replace(stats, local=found, shrink=Shrink(by_channel, by_local)), shares
+    channel, local = zip(*(fit_laws((a, b), C, k) for a, b in steps), strict=True)
+    weight = np.stack([W for (W, _), _ in local]).reshape(S, C, 2 * C, k, k).astype(np.float32)
+    rest = np.stack([held.rest for _, held in local]) / 2  # two halves
+    found = Local(weight, np.stack([b for (_, b), _ in local]), rest)
+    shares = {"channel": [held.share for _, held in channel], "local": [held.share for _, held in local]}
+    return replace(stats, local=found), shares
 
 
 def _halves(joint: Joint) -> tuple[Joint, Joint]:

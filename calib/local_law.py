@@ -14,7 +14,7 @@ Both directions are summed. A law that makes errors larger in either of them is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -103,18 +103,18 @@ def _against(law: Law, joint: Joint, C: int) -> np.ndarray:
     return np.stack([raw, np.einsum("cf,fc->c", W, cross) + mean_m * mean_D, ((W @ S) * W).sum(axis=1) + mean_m**2])
 
 
-def fit_laws(halves: tuple[Joint, Joint], C: int, k: int) -> tuple[Law, Held, Held]:
-    """The local law of one timestep, fitted on both halves, and how it and the law per channel fare on the other."""
+def fit_laws(halves: tuple[Joint, Joint], C: int, k: int) -> tuple[tuple[Law, Held], tuple[Law, Held]]:
+    """The law per channel and the local one, fitted on both halves, and how each fares on the one it was not."""
+    whole = merge_joint(*halves)
     channel = hold(halves, partial(channel_law, C=C, k=k), C)
     tried = {ridge: hold(halves, partial(ridge_law, C=C, ridge=ridge), C) for ridge in RIDGES}
     best = min(tried, key=lambda ridge: float(tried[ridge].rest.sum()))
-    return ridge_law(merge_joint(*halves), C, best), tried[best], channel
+    return (channel_law(whole, C, k), channel), (ridge_law(whole, C, best), tried[best])
 
 
-def choose(channel: Iterable[Held], local: Iterable[Held]) -> tuple[np.ndarray, np.ndarray]:
-    """How much of the law per channel and of the local one to take off, each [S, C]: in each place the better one."""
-    both = [(a, b, b.rest < a.rest) for a, b in zip(channel, local, strict=True)]
-    return (
-        np.stack([np.where(nearer, 0.0, a.shrink) for a, b, nearer in both]),
-        np.stack([np.where(nearer, b.shrink, 0.0) for a, b, nearer in both]),
-    )
+def nearest(channel: tuple[Law, Held], local: tuple[Law, Held]) -> tuple[Law, Held]:
+    """Channel by channel the law that leaves less."""
+    ((W_1, b_1), one), ((W_2, b_2), two) = channel, local
+    near = two.rest < one.rest
+    law = np.where(near[:, None], W_2, W_1), np.where(near, b_2, b_1)
+    return law, Held(one.raw, np.where(near, two.rest, one.rest), np.where(near, two.shrink, one.shrink))

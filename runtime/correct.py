@@ -10,7 +10,7 @@ off what it expects of D, and says what variance is left for a sampler that has 
     d2-consistent      e' = q - m(q)            leaves r^2; a step whose variance is that without error
     d2-stochastic      e' = q - (m(q) + r z)    z ~ N(0, 1) from a stream of its own (Algorithm 1, lines 11-13)
     d2-local           e' = q - m(q, x_t)       the same law over a neighbourhood of all channels, and of x_t
-    auto               e' = q - a m             per timestep and channel the law, and as much of it, as held elsewhere
+    auto               e' = q - m*(q, x_t)      the law of what keeps the engine on the float model's path
 
 E[(e' - eps)^2] is mu_D^2 + C11 without correction, r^2 with D-D2 and 2 r^2 with S-D2; Var[e'] = Var[eps] with S-D2.
 The last two leave the sampler's noise alone: their aim is the path that the float model takes, and what is taken off
@@ -28,7 +28,7 @@ from typing import Any, Literal
 import array_api_compat
 import numpy as np
 
-from quaver.runtime.error_law import ErrorLaw, ErrorStats, error_law, row_of
+from quaver.runtime.error_law import ErrorLaw, ErrorStats, Local, error_law, row_of
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.plug import plug
 
@@ -133,32 +133,30 @@ def d2_local(stats: ErrorStats, noise: Noise | None = None) -> Correct:
 
     Raises: ArtifactError when the statistics have no local law.
     """
-    local = _need(stats, "local", "neighbourhood=3")
-
-    def correct(q: Array, t: float, x: Array) -> Corrected:
-        s = row_of(stats, q, t)
-        return Corrected(q - (convolve(local.weight[s], q, x) + _column(local.bias[s], q)))
-
-    return correct
+    return _take_off(stats, "local")
 
 
 def auto(stats: ErrorStats, noise: Noise | None = None) -> Correct:
-    """Take off, per timestep and channel, as much of either law as held on trajectories beside its fit.
+    """Take off what keeps the engine on the float model's path: per timestep and channel as much as held elsewhere.
 
-    Nothing where neither held. `noise` is not used. Raises: ArtifactError when the statistics do not know.
+    Nothing where nothing did. `noise` is not used. Raises: ArtifactError when the statistics have no such law.
     """
-    shrink, law = _need(stats, "shrink", "trajectories=64"), error_law(stats)
+    return _take_off(stats, "path")
+
+
+def _take_off(stats: ErrorStats, part: str) -> Correct:
+    law: Local | None = getattr(stats, part)
+    if law is None:
+        raise ArtifactError(
+            f"these error statistics have no law {part!r}, which takes two trajectories or more: fit them with "
+            "'quaver stats RECIPE'"
+        )
 
     def correct(q: Array, t: float, x: Array) -> Corrected:
         s = row_of(stats, q, t)
-        if (a := shrink.channel[s]).any():
-            q_new = q - _column(a, q) * _expected(law, s, q)
-        else:
-            q_new = q
-        if stats.local is not None and (a := shrink.local[s]).any():
-            expected = convolve(stats.local.weight[s], q, x) + _column(stats.local.bias[s], q)
-            q_new = q_new - _column(a, q) * expected
-        return Corrected(q_new)
+        if not (law.weight[s].any() or law.bias[s].any()):
+            return Corrected(q)
+        return Corrected(q - (convolve(law.weight[s], q, x) + _column(law.bias[s], q)))
 
     return correct
 
@@ -212,15 +210,6 @@ def _padded(xp: Any, x: Array, width: int) -> Array:
         zeros = xp.zeros(shape, dtype=x.dtype, device=array_api_compat.device(x))
         x = xp.concat([zeros, x, zeros], axis=axis)
     return x
-
-
-def _need(stats: ErrorStats, part: str, setting: str) -> Any:
-    found = getattr(stats, part)
-    if found is None:
-        raise ArtifactError(
-            f"these error statistics have no part {part!r}: fit them with 'quaver stats RECIPE --set stats.{setting}'"
-        )
-    return found
 
 
 def _expected(law: ErrorLaw, s: int, q: Array) -> Array:

@@ -8,8 +8,8 @@ channel, or of the whole tensor, is taken as jointly Gaussian with mean (mu_q, m
     variance   r^2  = C11 (1 - rho^2)                             the residual: what q does not explain
 
 A `Local` law drops the isotropy: the same joint Gaussian over a neighbourhood of all channels of q and of x_t beside D,
-whose conditional mean is a convolution,  m(q, x_t) = b + W * [q, x_t].  `Shrink` says, per timestep and channel, how
-much of either law held on trajectories that had no part in its fit.
+whose conditional mean is a convolution,  m(q, x_t) = b + W * [q, x_t].  There are two of them: of D at the float
+model's own x_t, and of what keeps the engine on the float model's path, at the engine's own x_t.
 """
 
 from __future__ import annotations
@@ -59,14 +59,6 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Shrink:
-    """How much of an expected error to take off, each [S, C] in 0..1: of the law per channel, and of the local one."""
-
-    channel: np.ndarray
-    local: np.ndarray
-
-
-@dataclass(frozen=True)
 class ErrorStats:
     """The joint Gaussian of output and error per timestep, all float64.
 
@@ -79,7 +71,7 @@ class ErrorStats:
     count: np.ndarray
     binding: Binding | None = None
     local: Local | None = None
-    shrink: Shrink | None = None
+    path: Local | None = None
 
     def __post_init__(self) -> None:
         S, C = len(self.timesteps), self.mean.shape[1] if self.mean.ndim == 3 else 0
@@ -94,8 +86,8 @@ class ErrorStats:
                 f"error statistics rest on {self.count.min():g} pairs at timestep "
                 f"{self.timesteps[self.count.argmin()]}, expected 2 or more: 'quaver stats RECIPE' fits them anew"
             )
-        parts = [part for found in (self.local, self.shrink) if found for part in vars(found).values()]
-        if any(len(part) != S for part in parts) or (self.local and self.local.weight.shape[-1] % 2 == 0):
+        parts = [part for found in (self.local, self.path) if found for part in vars(found).values()]
+        if any(len(part) != S for part in parts):
             raise ArtifactError("error statistics are not of one piece: 'quaver stats RECIPE' fits them anew")
         if not all(np.isfinite(values).all() for values in (self.mean, self.cov, *parts)):
             raise ArtifactError("error statistics are not finite: 'quaver stats RECIPE' fits them anew")
@@ -147,7 +139,7 @@ def save_stats(path: Path, stats: ErrorStats, stamp: Stamp, *, meta: Mapping[str
         "cov": np.asarray(stats.cov, dtype=np.float64),
         "count": np.asarray(stats.count, dtype=np.float64),
     }
-    for name, part in (("local", stats.local), ("shrink", stats.shrink)):
+    for name, part in (("local", stats.local), ("path", stats.path)):
         tensors |= {f"{name}.{key}": value for key, value in (vars(part) if part else {}).items()}
     stamp = replace(stamp, kind=KIND)
     bound = {"binding": asdict(stats.binding) if stats.binding else None}
@@ -163,9 +155,9 @@ def load_stats(path: Path) -> ErrorStats:
     try:
         found = meta.get("binding")
         binding = Binding(**{**found, "latent_shape": tuple(found["latent_shape"])}) if found else None
-        local, shrink = _part(Local, "local", tensors), _part(Shrink, "shrink", tensors)
+        local, path_law = _local("local", tensors), _local("path", tensors)
         timesteps, mean, cov, count = (tensors[name] for name in ("timesteps", "mean", "cov", "count"))
-        return ErrorStats(timesteps, mean, cov, count, binding, local, shrink)
+        return ErrorStats(timesteps, mean, cov, count, binding, local, path_law)
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"{path} lacks a part of error statistics ({error}): 'quaver stats RECIPE' fits them anew"
@@ -192,10 +184,10 @@ def check_binding(stats: ErrorStats, wanted: Binding) -> None:
         )
 
 
-def _part(kind: type, name: str, tensors: Mapping[str, np.ndarray]) -> Any:
-    """A part of the statistics that a file may have or not."""
+def _local(name: str, tensors: Mapping[str, np.ndarray]) -> Local | None:
+    """A law that a file may have or not."""
     found = {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
-    return kind(**found) if found else None
+    return Local(**found) if found else None
 
 
 def _short(value: Any) -> str:

@@ -37,7 +37,7 @@ class ValidateSettings:
     """What is compared, how often, and the budget an engine must keep: the table [validate] of a recipe."""
 
     target: str = "ort-cpu"  # the engine that is judged
-    corrections: tuple[str, ...] = ("none", "d2-deterministic", "d2-stochastic")
+    corrections: tuple[str, ...] = ("none", "d2-deterministic", "auto")
     trajectories: int = 64  # prompts and seeds whose latents are compared
     clips: int = 8  # of them, how many can be heard on the page
     max_latent_error: float = 0.1  # budget: the upper bound of the mean relative error of the finished latent

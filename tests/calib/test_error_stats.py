@@ -149,7 +149,7 @@ def test_an_error_linear_in_output_and_x_t_is_taken_off_by_the_local_law(bundle:
 
 def test_one_trajectory_has_no_other_half_and_gives_no_local_law(bundle: Bundle) -> None:
     stats = collect(bundle, replace(SETTINGS, trajectories=1))
-    assert stats.local is None and stats.shrink is None
+    assert stats.local is None and stats.path is None
 
 
 def test_the_float_engine_against_itself_has_no_error(bundle: Bundle) -> None:

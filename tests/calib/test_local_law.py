@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from quaver.calib.local_law import Held, channel_law, choose, fit_laws, hold, pairs, ridge_law, vectors
+from quaver.calib.local_law import Held, channel_law, fit_laws, hold, nearest, pairs, ridge_law, vectors
 from quaver.calib.moments import Joint, covariance, joint_of
 from quaver.runtime.correct import convolve
 
@@ -79,7 +79,7 @@ def test_a_law_of_pure_noise_is_shrunk_until_it_does_no_harm() -> None:
     for seed in range(0, 60, 3):
         draw = [np.random.default_rng(seed + i).standard_normal((8, C, 8, 6)) for i in range(9)]
         halves = [joint_of(vectors(*draw[3 * h : 3 * h + 3], K)) for h in (0, 1)]
-        (W, b), local, _ = fit_laws((halves[0], halves[1]), C, K)
+        _, ((W, b), local) = fit_laws((halves[0], halves[1]), C, K)
         assert (local.rest <= local.raw).all() and local.share < 0.02
         q, x, D = draw[6:]
         m = convolve(W.reshape(C, 2 * C, K, K), q, x) + b[:, None, None]
@@ -89,13 +89,14 @@ def test_a_law_of_pure_noise_is_shrunk_until_it_does_no_harm() -> None:
 def test_no_error_has_no_law() -> None:
     q, x = drawn(8)
     joint = joint_of(vectors(q, x, np.zeros_like(q), K))
-    (W, b), local, channel = fit_laws((joint, joint), C, K)
-    assert not W.any() and not b.any() and not local.shrink.any() and not channel.shrink.any()
-    assert (local.share, channel.share) == (0.0, 0.0)
+    for (W, b), held in fit_laws((joint, joint), C, K):
+        assert not W.any() and not b.any() and not held.shrink.any() and held.share == 0.0
 
 
-def test_the_better_law_is_chosen_place_by_place() -> None:
-    raw = np.ones(2)
-    channel, local = Held(raw, np.array([0.5, 0.9]), np.array([0.7, 0.2])), Held(raw, np.array([0.6, 0.3]), raw)
-    by_channel, by_local = choose([channel], [local])
-    assert by_channel.tolist() == [[0.7, 0.0]] and by_local.tolist() == [[0.0, 1.0]]
+def test_of_two_laws_each_channel_takes_the_one_that_leaves_less() -> None:
+    raw, laws = np.ones(2), [(np.full((2, 4), n), np.full(2, n)) for n in (1.0, 2.0)]
+    channel = Held(raw, np.array([0.5, 0.9]), np.array([0.7, 0.2]))
+    local = Held(raw, np.array([0.6, 0.3]), np.array([0.8, 1.0]))
+    (W, b), held = nearest((laws[0], channel), (laws[1], local))
+    assert W[:, 0].tolist() == b.tolist() == [1.0, 2.0]
+    assert (held.rest.tolist(), held.shrink.tolist()) == ([0.5, 0.3], [0.7, 1.0])

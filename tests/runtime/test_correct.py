@@ -20,7 +20,7 @@ from quaver.runtime.correct import (
     mean,
     ptqd,
 )
-from quaver.runtime.error_law import Local, Shrink
+from quaver.runtime.error_law import Local
 from quaver.runtime.errors import ArtifactError, RecipeError
 from tests.runtime.gaussians import TIMESTEPS, gaussian_stats, joint
 
@@ -106,36 +106,25 @@ def test_the_local_law_is_a_convolution_padded_with_zeros(k):
     np.testing.assert_allclose(in_torch.numpy(), expected.numpy(), atol=1e-12)
 
 
-def local_stats(weight, bias, channel=0.0, local=0.0):
-    """Per channel of two, with a local law of 1 x 1 and shrinkage, at every timestep."""
-    S = len(TIMESTEPS)
-    every = (np.broadcast_to(v, (S, *np.shape(v))) for v in (weight, bias, np.zeros(2)))
-    shrink = Shrink(*(np.broadcast_to(v, (S, 2)) for v in (channel, local)))
-    return replace(gaussian_stats(*joint(0.6), channels=2), local=Local(*every), shrink=shrink)
+def local_stats(weight, bias, part="local"):
+    """Per channel of two, with a law of 1 x 1 at every timestep."""
+    every = (np.broadcast_to(v, (len(TIMESTEPS), *np.shape(v))) for v in (weight, bias, np.zeros(2)))
+    return replace(gaussian_stats(*joint(0.6), channels=2), **{part: Local(*every)})
 
 
-def test_the_local_law_is_taken_off():
+@pytest.mark.parametrize(("make", "part"), [(d2_local, "local"), (auto, "path")])
+def test_a_law_over_a_neighbourhood_is_taken_off(make, part):
     q, x = np.random.default_rng(4).standard_normal((2, 3, 2, 4, 5))
     weight = np.zeros((2, 4, 1, 1))
     weight[0, 1], weight[1, 2] = 0.5, -0.25  # channel 0 from q of channel 1, channel 1 from x of channel 0
-    fixed = d2_local(local_stats(weight, np.array([0.1, 0.0])))(q, 501, x)
+    fixed = make(local_stats(weight, np.array([0.1, 0.0]), part))(q, 501, x)
     np.testing.assert_allclose(fixed.eps[:, 0], q[:, 0] - (0.5 * q[:, 1] + 0.1), atol=1e-12)
     np.testing.assert_allclose(fixed.eps[:, 1], q[:, 1] + 0.25 * x[:, 0], atol=1e-12)
     assert fixed.var == 0.0
-    with pytest.raises(ArtifactError, match=r"no part 'local': fit them with 'quaver stats RECIPE"):
-        d2_local(gaussian_stats(*joint(0.5)))
-
-
-def test_auto_takes_off_as_much_of_either_law_as_held():
-    q, x = np.random.default_rng(5).standard_normal((2, 3, 2, 4, 5))
-    weight, bias = np.full((2, 4, 1, 1), 0.1), np.array([0.2, 0.3])
-    both = local_stats(weight, bias, channel=np.array([0.5, 0.0]), local=np.array([0.0, 0.8]))
-    fixed = auto(both)(q, 501, x)
-    paper, near = (q - make(both)(q, 501, x).eps for make in (d2_deterministic, d2_local))
-    np.testing.assert_allclose(fixed.eps[:, 0], (q - 0.5 * paper)[:, 0], atol=1e-12)
-    np.testing.assert_allclose(fixed.eps[:, 1], (q - 0.8 * near)[:, 1], atol=1e-12)
-    nothing = auto(local_stats(weight, bias))(q, 501, x)
-    assert nothing.eps.tobytes() == q.tobytes() and nothing.var == 0.0
+    nothing = make(local_stats(0 * weight, np.zeros(2), part))(q, 501, x)
+    assert nothing.eps.tobytes() == q.tobytes()
+    with pytest.raises(ArtifactError, match=rf"no law '{part}', .*'quaver stats RECIPE'"):
+        make(gaussian_stats(*joint(0.5)))
 
 
 def test_the_same_stream_gives_the_same_bits_and_another_gives_others():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quaver.runtime.artifact import Stamp, save_tensors
-from quaver.runtime.error_law import Local, Shrink, check_binding, error_law, load_stats, save_stats
+from quaver.runtime.error_law import Local, check_binding, error_law, load_stats, save_stats
 from quaver.runtime.errors import ArtifactError
 from tests.runtime.gaussians import BINDING, TIMESTEPS, gaussian_stats, joint
 
@@ -30,15 +30,16 @@ def test_negative_zero_variance_of_the_error_counts_as_none():
 
 def test_statistics_survive_their_file(tmp_path):
     draw = np.random.default_rng(6)
-    parts = Local(*(draw.standard_normal(shape) for shape in ((3, 8, 16, 3, 3), (3, 8), (3, 8))))
-    stats = replace(gaussian_stats(*joint(0.7), channels=8), local=parts, shrink=Shrink(*draw.random((2, 3, 8))))
+    shapes = ((3, 8, 16, 3, 3), (3, 8), (3, 8))
+    parts = {name: Local(*(draw.standard_normal(shape) for shape in shapes)) for name in ("local", "path")}
+    stats = replace(gaussian_stats(*joint(0.7), channels=8), **parts)
     save_stats(tmp_path / "e.safetensors", stats, Stamp("error_stats"))
     back = load_stats(tmp_path / "e.safetensors")
     assert back.binding == BINDING
     for name in ("timesteps", "mean", "cov", "count"):
         np.testing.assert_array_equal(getattr(back, name), getattr(stats, name))
         assert getattr(back, name).dtype == (np.int64 if name == "timesteps" else np.float64)
-    for part in ("local", "shrink"):
+    for part in parts:
         for name, values in vars(getattr(stats, part)).items():
             np.testing.assert_array_equal(getattr(getattr(back, part), name), values)
 

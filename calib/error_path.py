@@ -1,0 +1,168 @@
+"""The law that keeps an engine on the float model's path, fitted in closed loop, step after step.
+
+    r' = step(r, e(r))                   the float model's own path
+    D* = (step(x, q(x)) - r') / k        what eps must lose at x for its step to end on that path
+    x' = step(x, q(x) - m(q, x))         the engine's path, which the next step is fitted on
+
+x and r start from the same noise and are given the same; k is what a unit of eps moves x'. D* is the error of the
+engine where it really is, plus what the errors before have left in x. m is the regression of D* on q and x_t, per
+channel either that on its own q (D2-DPM's form) or that on a neighbourhood of all channels, and as much of it as held
+on the other half of the trajectories (`local_law.hold`). A law of D at the float model's own x_t explains more of each
+error and still ends further away: it knows nothing of what the sampler takes back by itself.
+
+The state after each step is a file, so that a killed fit goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quaver.calib.fanout import KIND
+from quaver.calib.local_law import Law, fit_laws, nearest, vectors
+from quaver.calib.moments import Joint, joint_of, merge_joint, no_joint
+from quaver.calib.trajectories import Shard
+from quaver.runtime.artifact import Stamp, load_tensors, read_stamp, save_tensors
+from quaver.runtime.correct import Corrected, convolve
+from quaver.runtime.denoise import initial_noise, step_noise
+from quaver.runtime.error_law import Local
+from quaver.runtime.progress import Progress
+from quaver.runtime.sample import Denoise, advance
+from quaver.runtime.samplers import Move, Plan
+
+LEAST = 1e-6  # of k: a step that eps hardly moves is not corrected
+
+
+@dataclass(frozen=True)
+class Part:
+    """Trajectories that run together: their numbers among all, and both engines as denoisers of their prompts."""
+
+    rows: slice
+    engine: Denoise
+    reference: Denoise
+
+
+@dataclass(frozen=True)
+class Paths:
+    """x, r [N, C, T, F] of the engine and of the float model, and what a multistep sampler remembers of each."""
+
+    x: np.ndarray
+    r: np.ndarray
+    before: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def fit_path(
+    parts: Sequence[Part],
+    shards: Sequence[Shard],
+    plan: Plan,
+    shape: Sequence[int],
+    k: int,
+    *,
+    clip: float | None,
+    state: Path,
+    stamp: Stamp,
+    progress: Progress,
+) -> tuple[Local, np.ndarray]:
+    """The law, and per step and channel [S, C] the share of D*^2 that it took off where it was not fitted.
+
+    `state` is the file that a killed fit goes on from, if its stamp is this.
+    """
+    seeds = [shard.seed + i for shard in shards for i in range(len(shard.texts))]
+    found, paths = _resume(state, stamp)
+    if paths is None:
+        start = initial_noise(seeds, shape)
+        paths = Paths(start * np.float32(plan.start), start * np.float32(plan.start))
+    noise, odd = step_noise(seeds), np.array(seeds) % 2 == 1
+    with progress.bar(len(plan.moves), "stats, path") as bar:
+        bar.step(len(found))
+        for index, move in enumerate(plan.moves[len(found) :], start=len(found)):
+            z = noise(index, paths.x.shape) if move.sigma > 0.0 else None
+            law, paths = fit_step(parts, move, paths, z, odd, k, clip=clip)
+            found.append(law)
+            _save(state, found, paths, stamp)
+            bar.step()
+    weight, bias, rest = (np.stack(values) for values in zip(*found, strict=True))
+    C = len(bias[0])
+    return Local(weight.reshape(len(found), C, 2 * C, k, k).astype(np.float32), bias, rest[:, 1]), rest[:, 0]
+
+
+def fit_step(
+    parts: Sequence[Part],
+    move: Move,
+    paths: Paths,
+    z: np.ndarray | None,
+    odd: np.ndarray,
+    k: int,
+    *,
+    clip: float | None,
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], Paths]:
+    """One step: W [C, F], b [C] and (share, rest) [2, C] of its law, and both paths behind it. z [N, C, T, F]: noise.
+
+    A sample whose engine gives what is not finite leaves no pair, and goes on from the float model's path.
+    """
+    C = paths.x.shape[1]
+    halves = [no_joint((), C + 2 * C * k * k)] * 2
+    said, behind = [], []
+    for part in parts:
+        q, e = part.engine(paths.x[part.rows], move.t), part.reference(paths.r[part.rows], move.t)
+        free, _ = _step(move, paths, 0, part.rows, q, z, clip)
+        right, before = _step(move, paths, 1, part.rows, e, z, clip)
+        good = np.isfinite(q.reshape(len(q), -1)).all(axis=1)
+        D = (free.astype(np.float64) - right) / (move.k if abs(move.k) > LEAST else np.inf)
+        for half, mine in enumerate((good & ~odd[part.rows], good & odd[part.rows])):
+            q_64, x_64 = (np.asarray(v[mine], np.float64) for v in (q, paths.x[part.rows]))
+            halves[half] = merge_joint(halves[half], joint_of(vectors(q_64, x_64, D[mine], k)))
+        said.append((q, good))
+        behind.append((right, before))
+    (W, b), share, rest = _law(halves, C, k)
+    moved = []
+    for part, (q, good), (right, before_r) in zip(parts, said, behind, strict=True):
+        expected = convolve(W.reshape(C, 2 * C, k, k), q, paths.x[part.rows]) + b.astype(q.dtype)[:, None, None]
+        x, before = _step(move, paths, 0, part.rows, q - expected, z, clip)
+        kept = good[:, None, None, None]
+        moved.append((np.where(kept, x, right), right, np.where(kept, before, before_r), before_r))
+    x, r, before, before_r = (np.concatenate(values) for values in zip(*moved, strict=True))
+    return (W, b, np.stack([share, rest])), Paths(x, r, (before, before_r))
+
+
+def _law(halves: Sequence[Joint], C: int, k: int) -> tuple[Law, np.ndarray, np.ndarray]:
+    """The law that is taken off, shrunk, with its share and rest [C]; nothing where a half has seen nothing."""
+    if min(float(half.count) for half in halves) < 2:
+        F = 2 * C * k * k
+        return (np.zeros((C, F)), np.zeros(C)), np.zeros(C), np.zeros(C)
+    (W, b), held = nearest(*fit_laws((halves[0], halves[1]), C, k))
+    share = 1 - np.divide(held.rest, held.raw, out=np.ones(C), where=held.raw > 0)
+    return (W * held.shrink[:, None], b * held.shrink), share, held.rest / 2  # two halves
+
+
+def _step(
+    move: Move, paths: Paths, which: int, rows: slice, eps: np.ndarray, z: np.ndarray | None, clip: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """x' and x_0' of one of the two paths."""
+    x, before = (paths.x, paths.r)[which][rows], paths.before[which][rows] if paths.before else None
+    x_prev, x_0, _ = advance(move, x, Corrected(eps), None if z is None else z[rows], clip=clip, before=before)
+    return x_prev, x_0
+
+
+def _save(path: Path, found: Sequence[tuple[np.ndarray, ...]], paths: Paths, stamp: Stamp) -> None:
+    tensors = {f"{name}.{i}": value for i, law in enumerate(found) for name, value in zip("Wbs", law, strict=True)}
+    tensors |= {"x": paths.x, "r": paths.r}
+    if paths.before:
+        tensors |= {"before.x": paths.before[0], "before.r": paths.before[1]}
+    save_tensors(path, tensors, stamp, meta={"steps": len(found)})
+
+
+def _resume(path: Path, stamp: Stamp) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], Paths | None]:
+    """What an earlier fit had done, if it was this one."""
+    if read_stamp(path) != stamp:
+        return [], None
+    tensors, meta = load_tensors(path, KIND)
+    found = [(tensors[f"W.{i}"], tensors[f"b.{i}"], tensors[f"s.{i}"]) for i in range(int(meta["steps"]))]
+    return found, Paths(tensors["x"], tensors["r"], _before(tensors))
+
+
+def _before(tensors: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    return (tensors["before.x"], tensors["before.r"]) if "before.x" in tensors else None
