@@ -188,19 +188,18 @@ def make_correct(name: str, stats: ErrorStats | None, noise: Noise) -> Correct:
 def convolve(weight: np.ndarray, q: Array, x: Array) -> Array:
     """weight [C, 2 C, k, k] * [q, x], padded with zeros; q, x [B, C, H, W] -> [B, C, H, W] in q's type.
 
-    k^2 products of matrices [C, 2 C] [2 C, H W], so that any array of the array API will do.
+    One product of matrices for all k^2 places, whose results are added where they belong, so that any array of the
+    array API will do.
     """
     xp, (B, C, H, W), k = array_api_compat.array_namespace(q), q.shape, weight.shape[-1]
-    both, weight = _padded(xp, xp.concat([q, x], axis=1), k // 2), _like(q, weight)
-    parts = [
-        weight[:, :, i, j] @ xp.reshape(both[:, :, i : i + H, j : j + W], (B, 2 * C, H * W))
-        for i in range(k)
-        for j in range(k)
-    ]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return xp.reshape(total, (B, C, H, W))
+    both = _padded(xp, xp.concat([q, x], axis=1), k // 2)
+    places = _like(q, weight.transpose(2, 3, 0, 1).reshape(k * k * C, 2 * C))
+    wide = (H + k - 1, W + k - 1)
+    each = xp.reshape(places @ xp.reshape(both, (B, 2 * C, wide[0] * wide[1])), (B, k, k, C, *wide))
+    total = each[:, 0, 0, :, :H, :W]
+    for i, j in [(i, j) for i in range(k) for j in range(k)][1:]:
+        total = total + each[:, i, j, :, i : i + H, j : j + W]
+    return total
 
 
 def _padded(xp: Any, x: Array, width: int) -> Array:
