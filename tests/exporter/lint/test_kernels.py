@@ -14,11 +14,11 @@ pytest.importorskip("ml_dtypes")
 
 import onnx
 
+from benchmarks.ort_coverage import optimized_layers
 from quaver.exporter.lint import lint
 from quaver.exporter.lint.kernels import compiled_type, disagreements
 from quaver.exporter.plans.log import Compiled
 from tests.exporter.lint import zoo
-from tests.exporter.lint.optimized import optimized_layers
 from tests.exporter.lint.zoo import add, attention, concat, conv, native, pair, product, through
 
 RELU, MOVED = through("Relu"), through("Transpose", perm=[0, 1, 3, 2])

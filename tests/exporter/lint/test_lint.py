@@ -10,6 +10,7 @@ pytest.importorskip("ml_dtypes")
 import onnx
 from onnx import helper
 
+from benchmarks.ort_coverage import optimized_layers
 from quaver.exporter.cli import main
 from quaver.exporter.export import ExportSettings, export
 from quaver.exporter.lint import as_json, describe, lint, verdict
@@ -18,7 +19,6 @@ from quaver.runtime.artifact import Stamp
 from quaver.runtime.errors import QuaverError
 from quaver.runtime.modelproto import GRAPH, INITIALIZER, RAW_DATA, head
 from quaver.runtime.progress import quiet
-from tests.exporter.lint.optimized import optimized_layers
 from tests.exporter.lint.zoo import Graph, attention, conv, product
 
 CONV_MACS = 16 * 16 * 9 * 64
