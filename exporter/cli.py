@@ -160,7 +160,7 @@ def add_generate(verbs: argparse._SubParsersAction, shared: argparse.ArgumentPar
     verb.add_argument("--steps", metavar="N", type=int, help="steps of the sampler (default: the recipe's)")
     verb.add_argument("--guidance", metavar="W", type=float, help="how hard the prompt pulls (default: the recipe's)")
     verb.add_argument("--eta", metavar="E", type=float, help="0 deterministic to 1 (default: the recipe's)")
-    verb.add_argument("--correct", metavar="NAME", default="none", help="none (default), auto, d2-local, ptqd, mean, ..")
+    verb.add_argument("--correct", metavar="NAME", default="none", help="none (default), auto, d2-local, ptqd, ..")
     verb.add_argument("--engine", metavar="NAME", help="float, or a target of the bundle (default: ort-cpu)")
     verb.add_argument("--out", metavar="FILE", type=Path, help="default: named after the prompt and the seed")
     verb.set_defaults(verb=do_generate)
