@@ -71,7 +71,7 @@ def match_layers(
             " names, or name the checkpoint of this model"
         )
     ranges: dict[str, float] = {}
-    for name in inputs.keys() & edges.keys():
+    for name in sorted(inputs.keys() & edges.keys()):
         value = float(np.max(amax[inputs[name]]))
         if not 0 <= value < np.inf:
             raise RecipeError(

@@ -17,6 +17,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -52,7 +53,7 @@ def override(table: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any
 
     Raises: RecipeError when one has no "=" or goes through a value that is no table.
     """
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    result = deepcopy(dict(table))
     for setting in settings:
         name, equals, text = setting.partition("=")
         *sections, key = name.strip().split(".")

@@ -52,7 +52,6 @@ class SamplingSettings:
     steps: int = 20  # network calls per sample (each of two branches when guided)
     eta: float = 0.0  # 0 deterministic to 1 the full noise of DDPM
     guidance: float = 3.0  # classifier-free guidance scale; 1 is none
-    seed: int = 0  # of the first sample; the others count on from it
 
     def __post_init__(self) -> None:
         bad = {
@@ -61,7 +60,6 @@ class SamplingSettings:
             "eta": not 0.0 <= self.eta <= (1.0 if self.sampler == "ddim" else 0.0)
             and ("0 to 1" if self.sampler == "ddim" else f"0: {self.sampler} has noise of its own, or none"),
             "guidance": not (math.isfinite(self.guidance) and self.guidance >= 0.0) and "a finite number, 0 or more",
-            "seed": not 0 <= self.seed < 2**32 and "0 to 4294967295",
         }
         for name, expected in bad.items():
             if expected:

@@ -95,7 +95,7 @@ def timesteps(schedule: Schedule, steps: int) -> np.ndarray:
     elif schedule.spacing == "linspace":
         visited = np.linspace(0, T - 1, steps).round()[::-1].astype(np.int64)
     else:
-        visited = np.round(np.arange(T, 0, -T / steps)).astype(np.int64) - 1
+        visited = np.round(np.arange(T, 0, -T / steps)[:steps]).astype(np.int64) - 1  # arange may round to one more
     if visited[0] >= T:
         raise QuaverError(
             f"{steps} steps start at timestep {visited[0]}, beyond the last one, {T - 1}: use fewer steps"

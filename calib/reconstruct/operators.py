@@ -150,9 +150,10 @@ def reduce_mean(inputs: Inputs, at: Attributes) -> Tensor:
 def average_pool(inputs: Inputs, at: Attributes) -> Tensor:
     """AveragePool without padding."""
     kernel = at["kernel_shape"]
-    if any(at.get("pads", [])):
+    if any(at.get("pads", [])) or at.get("ceil_mode") or at.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise EngineError("an AveragePool pads, which the replay does not know")
-    return getattr(torch().nn.functional, f"avg_pool{len(kernel)}d")(inputs[0], kernel, at.get("strides", kernel))
+    strides = at.get("strides", [1] * len(kernel))
+    return getattr(torch().nn.functional, f"avg_pool{len(kernel)}d")(inputs[0], kernel, strides)
 
 
 def gather(inputs: Inputs, at: Attributes) -> Tensor:

@@ -85,6 +85,8 @@ def sort_samples(arrays: Mapping[str, np.ndarray], cond: Mapping[str, str], *, s
     for name, a in uncond.items():
         if a.shape != (1, *rows[name].shape[1:]):
             raise RecipeError(f"uncond_{name} is {list(a.shape)}, expected {[1, *rows[name].shape[1:]]}")
+    if uncond and (alone := [name for name in rows if name not in uncond]):
+        raise RecipeError(f"model.samples has no uncond_{alone[0]} beside others: give one for every input, or none")
     typed = {name: np.asarray(a, cond[name]) for name, a in rows.items()}
     without = {name: np.asarray(a, cond[name]) for name, a in uncond.items()}
     return Samples(typed, without, next(iter(counts.values()), WITHOUT), pair.get("x"), pair.get("time"))

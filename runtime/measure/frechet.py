@@ -66,7 +66,7 @@ def half_distances(
     """Floor and distance at one N, over random halves of the indices.
 
     The floor is one half of the reference against its other half; the distance is the candidate's half against that
-    other half of the reference. `reference` and `candidate` `[N, D]` are paired; no prompt or seed is in both halves.
+    other half of the reference. `reference` and `candidate` `[N, D]` are paired; no seed is in both halves.
     Returns (floor `[splits]`, distance `[splits]`).
     """
     size = len(reference) // 2

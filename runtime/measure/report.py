@@ -27,7 +27,7 @@ from quaver.runtime.measure.trajectories import Pairs, Take, held_out, load_take
 from quaver.runtime.measure.units import percent, spoken
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import SamplingSettings, visited
-from quaver.runtime.session import FLOAT, Session, open_bundle
+from quaver.runtime.session import FLOAT, Session, open_bundle, rerun
 
 SCHEMA = 1
 
@@ -50,7 +50,7 @@ class ValidateSettings:
     def __post_init__(self) -> None:
         bad = {
             "corrections": not self.corrections and "at least one",
-            "trajectories": self.trajectories < 2 and "2 or more, an interval needs them",
+            "trajectories": self.trajectories < 4 and "4 or more: halves of them are compared",
             "clips": not 0 <= self.clips <= self.trajectories and "0 to trajectories",
             "max_latent_error": self.max_latent_error <= 0 and "above 0",
             "min_speedup": self.min_speedup < 0 and "0 or more",
@@ -102,7 +102,7 @@ def validate(
         "sampling": asdict(sampling),
         "environment": environment(),
         "digests": dict(stamp.inputs),
-        "reproduce": [f"quaver validate {bundle.root.resolve().name}.toml"],
+        "reproduce": [rerun(bundle).strip("'").replace("quaver run", "quaver validate")],
     }
     write_page(bundle, report)
     path = save_json(bundle.report_json, report, stamp)

@@ -42,7 +42,8 @@ def accuracy(report: Report) -> Markup:
         fmt=percent,
     )
     lede = (
-        f"{report['trajectories']} prompts that no stage has seen, {report['sampling']['steps']} steps,"
+        f"{report['trajectories']} seeds of {report['prompts']} prompts that no stage has seen,"
+        f" {report['sampling']['steps']} steps,"
         f" eta {report['sampling']['eta']:g}, guidance {report['sampling']['guidance']:g}."
         " Error is the norm of the difference to the float latent over the norm of the float latent; intervals are"
         " bootstrapped over prompts, 95%."
@@ -150,7 +151,7 @@ def probe(report: Report) -> Markup:
         return h("section", title, h("p", found["missing"], class_="lede"), id="set")
     lede = (
         f"{found['name']}: features of the probe network in this bundle, not VGGish, so the figure compares with"
-        f" nothing published. Random halves of {found['samples']} clips that share no prompt: float against float is"
+        f" nothing published. Random halves of {found['samples']} clips that share no seed: float against float is"
         " the floor, and no engine can be told from float below it."
     )
     attributes = list(found["attributes"])

@@ -102,6 +102,9 @@ def test_an_override_wins_and_leaves_the_table_alone():
     changed = override(table, ["ranges.batches=3", "ranges.observer=mse", "checked.steps = 5"])
     assert changed == {"ranges": {"batches": 3, "observer": "mse"}, "checked": {"steps": 5}}
     assert table == {"ranges": {"batches": 2}}
+    deep = {"prompts": {"llm": {"model": "a"}}}
+    assert override(deep, ["prompts.llm.model=b"]) == {"prompts": {"llm": {"model": "b"}}}
+    assert deep == {"prompts": {"llm": {"model": "a"}}}
 
 
 @pytest.mark.parametrize(

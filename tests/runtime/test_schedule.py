@@ -65,6 +65,13 @@ def test_timesteps_are_those_of_diffusers(spacing, offset, steps):
     assert ours.tolist() == theirs.timesteps.tolist()
 
 
+@pytest.mark.parametrize("steps", [61, 103, 121, 201])
+def test_trailing_steps_are_as_many_as_asked_where_rounding_makes_one_more(steps):
+    visited = timesteps(read_schedule({**AUDIOLDM, "timestep_spacing": "trailing"}), steps)
+    assert len(visited) == steps and visited[0] == 999
+    assert visited.tolist() == [round(1000 - i * 1000 / steps) - 1 for i in range(steps)]
+
+
 def test_latent_diffusion_visits_951_to_1_in_20_steps_and_ends_at_the_first_level():
     schedule = read_schedule(AUDIOLDM)
     visited = timesteps(schedule, 20)

@@ -42,6 +42,7 @@ def made_up_report() -> dict[str, Any]:
         "made": "2026-01-02 03:04 UTC",
         "target": "ort-cpu",
         "trajectories": 64,
+        "prompts": 32,
         "verdict": {
             "ship": True,
             "correction": "d2-deterministic",

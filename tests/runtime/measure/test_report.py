@@ -23,7 +23,8 @@ from quaver.runtime.schedule import timesteps
 from quaver.runtime.session import open_bundle
 
 SAMPLING = SamplingSettings(steps=4, guidance=2.0)
-SETTINGS = ValidateSettings(trajectories=6, clips=2, latency_runs=3, latency_warmup=1, batch=4)
+CORRECTIONS = ("none", "d2-deterministic", "d2-stochastic")
+SETTINGS = ValidateSettings(corrections=CORRECTIONS, trajectories=6, clips=2, latency_runs=3, latency_warmup=1, batch=4)
 STAMP = Stamp("validate", settings="sha256:settings", inputs={"prompts.jsonl": "sha256:prompts"})
 
 
@@ -172,7 +173,7 @@ def test_prompts_without_a_validation_split_are_refused(bundle: Bundle):
 
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
-    [("trajectories", 1, "2 or more"), ("clips", 65, "0 to trajectories"), ("corrections", (), "at least one")],
+    [("trajectories", 3, "4 or more"), ("clips", 65, "0 to trajectories"), ("corrections", (), "at least one")],
 )
 def test_settings_that_cannot_be_meant_are_refused(field: str, value: Any, expected: str):
     with pytest.raises(RecipeError, match=rf"validate\.{field} is .*{expected}"):
