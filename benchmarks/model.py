@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the figures of the embedded model."""
     parser = argparse.ArgumentParser(prog="benchmarks.model")
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("engines/demo-w8a8"))
-    parser.add_argument("--engine", nargs="+", default=["float"])
+    parser.add_argument("--engine", nargs="+", default=["float", "ort-cpu"])
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--guidance", type=float, default=None)
     parser.add_argument("--steps", type=int, default=None)
