@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from quaver.runtime.generate import binding
 from quaver.runtime.measure import report, trajectories
 from quaver.runtime.measure.plan import plan_facts
 from quaver.runtime.measure.report import ValidateSettings, validate
+from quaver.runtime.measure.spectrogram import picture
 from quaver.runtime.progress import quiet
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.schedule import timesteps
@@ -109,6 +111,24 @@ def test_clips_are_playable_files_and_the_page_holds_them(bundle: Bundle, figure
     assert figures["verdict"]["sentence"] in page
 
 
+def test_every_clip_is_the_sound_and_the_picture_of_its_own_take(tmp_path: Path):
+    rng, names = np.random.default_rng(0), ("float", "none", "auto")
+    takes = {
+        name: trajectories.Take(np.zeros((1, 3, 1)), rng.uniform(-1, 1, (3, 256)), np.zeros((0, 0))) for name in names
+    }
+    pairs = trajectories.Pairs(("a", "b", "c"), (7, 8, 9))
+    rows = [{"name": name, "errors": [0.1, 0.2, 0.3]} for name in names[1:]]
+    clips = report.write_clips(Bundle(tmp_path), takes, pairs, rows, rate=16000, count=2)
+    assert [(clip["prompt"], clip["seed"]) for clip in clips] == [("a", 7), ("b", 8)]
+    for i, clip in enumerate(clips):
+        assert [take["name"] for take in clip["takes"]] == list(names)
+        for shown in clip["takes"]:
+            waveform = takes[shown["name"]].waveforms[i]
+            found, _ = read_wav(Bundle(tmp_path).media(shown["wave"]))
+            assert found == pytest.approx(waveform, abs=1 / 32767)
+            assert Bundle(tmp_path).media(shown["picture"]).read_bytes() == picture(waveform, rate=16000)
+
+
 def test_the_probe_gives_distance_floor_and_agreement(figures: dict[str, Any]):
     found = figures["probe"]
     assert found["name"] == "Frechet distance (embedded probe)"
@@ -126,6 +146,23 @@ def test_the_verdict_follows_the_budget(bundle: Bundle, figures: dict[str, Any])
     assert [check["passed"] for check in strict["checks"]] == [False, True]
     best = min(rows, key=lambda row: row["latent_error"]["value"])
     assert generous["correction"] == best["name"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "passed"),
+    [
+        ({"max_latent_error": 0.06, "min_speedup": 1.1}, [True, True]),
+        ({"max_latent_error": 0.059, "min_speedup": 1.1}, [False, True]),
+        ({"max_latent_error": 0.06, "min_speedup": 1.11}, [True, False]),
+    ],
+    ids=["kept by both", "error", "speed"],
+)
+def test_an_engine_ships_when_the_worse_bounds_keep_the_budget(budget: dict[str, float], passed: list[bool]):
+    rows = [{"name": "none", "latent_error": {"value": 0.05, "low": 0.04, "high": 0.06}}]
+    call = {"speedup": {"value": 1.3, "low": 1.1, "high": 1.5}}
+    found = report.verdict(rows, call, replace(SETTINGS, **budget))
+    assert [check["passed"] for check in found["checks"]] == passed
+    assert found["ship"] == all(passed)
 
 
 def test_what_is_missing_leaves_the_rest_of_the_report(bundle: Bundle):
@@ -155,14 +192,28 @@ def test_a_killed_run_goes_on_with_the_takes_it_has(bundle: Bundle, monkeypatch:
     assert not bundle.shards("validate").exists()
 
 
-def test_takes_of_other_settings_are_drawn_anew(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
-    with open_bundle(bundle) as session:
-        pairs = trajectories.Pairs(("a note",), (1,))
-        stamps = [
-            trajectories.take_stamp(session, pairs, replace(SAMPLING, steps=steps), correct="none", batch=1)
-            for steps in (4, 5)
-        ]
-    assert stamps[0] != stamps[1]
+def test_takes_of_another_engine_or_of_other_settings_are_drawn_anew(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    drawn: list[str | None] = []
+    real = report.take
+    monkeypatch.setattr(report, "take", lambda session, *a, **k: drawn.append(session.target) or real(session, *a, **k))
+
+    def draw(sampling: SamplingSettings = SAMPLING) -> dict[str, trajectories.Take]:
+        drawn.clear()
+        pairs, settings = trajectories.Pairs(("a note", "a note"), (1, 2)), replace(SETTINGS, corrections=("none",))
+        with open_bundle(bundle, engine_file="float") as reference, open_bundle(bundle) as judged:
+            return report.draw_takes(reference, judged, pairs, settings, sampling, quiet())
+
+    before = draw()
+    assert drawn == [None, "ort-cpu"]
+    draw()
+    assert drawn == []
+    shutil.copyfile(bundle.float_unet, bundle.qdq("ort-cpu"))
+    after = draw()
+    assert drawn == ["ort-cpu"]
+    assert np.array_equal(after["none"].states, after["float"].states)
+    assert not np.array_equal(before["none"].states, after["none"].states)
+    draw(replace(SAMPLING, steps=5))
+    assert drawn == [None, "ort-cpu"]
 
 
 def test_prompts_without_a_validation_split_are_refused(bundle: Bundle):

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quaver.runtime.bundle import Bundle
+from quaver.runtime.generate import generate_from
+from quaver.runtime.measure import compare, latency
+from quaver.runtime.measure.trajectories import Pairs, Take
+from quaver.runtime.sample import SamplingSettings, Step, visited
+from quaver.runtime.session import open_bundle
+
+SAMPLING = SamplingSettings(steps=4, guidance=2.0)
+PAIRS = Pairs(("a soft note", "a bright drum", "a cello note", "a note", "soft drum"), (1, 2, 3, 4, 5))
+
+
+@dataclass
+class Known:
+    """An engine that answers `gain` times its sample after `seconds` on the clock `now`, and keeps what it was fed."""
+
+    gain: float
+    seconds: float
+    now: list[float]
+    fed: list[Mapping[str, np.ndarray]] = field(default_factory=list)
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        self.fed.append(feeds)
+        self.now[0] += self.seconds
+        return self.gain * feeds["sample"]
+
+
+@pytest.fixture
+def compared(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Known, list[Step]]:
+    """An engine of gain 1.1 and 20 ms against a float one of 30 ms: the figures, the float one, the steps shown."""
+    now, steps = [0.0], list[Step]()
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    with open_bundle(tiny_bundle, engine_file="float") as session:
+        list(generate_from(session, PAIRS.prompts, PAIRS.seeds, SAMPLING, batch=5, decode=False, on_step=steps.append))
+        reference, judged = Known(1.0, 0.03, now), Known(1.1, 0.02, now)
+        found = compare.compare_calls(
+            replace(session, engine=reference),
+            replace(session, engine=judged, target="ort-cpu"),
+            PAIRS,
+            np.stack([step.x_prev for step in steps]),
+            visited(SAMPLING, session.schedule),
+            runs=5,
+            warmup=1,
+        )
+    return found, reference, steps
+
+
+def test_an_engine_of_two_thirds_the_time_is_one_and_a_half_times_as_fast(compared):
+    call = compared[0]
+    assert call["speedup"] == pytest.approx({"value": 1.5, "low": 1.5, "high": 1.5})
+    assert {name: engine["median_s"] for name, engine in call["engines"].items()} == pytest.approx(
+        {"float": 0.03, "ort-cpu": 0.02}
+    )
+    assert call["error"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1}, rel=1e-5)
+
+
+def test_a_call_is_judged_on_states_at_the_timesteps_the_sampler_saw_them_at(compared):
+    _, reference, steps = compared
+    shown, fed = {step.t: step.x_t for step in steps}, reference.fed[0]
+    assert len(fed["sample"]) == len(PAIRS.prompts)
+    assert set(fed["timestep"].tolist()) == {step.t for step in steps[1:]}
+    for n, (x, t) in enumerate(zip(fed["sample"], fed["timestep"].tolist(), strict=True)):
+        assert np.array_equal(x, np.float32(shown[t][n]))
+
+
+def test_a_correction_that_halves_the_error_has_a_ratio_of_one_half_to_none():
+    y = np.random.default_rng(0).normal(size=(3, 6, 2, 4, 4))
+
+    def scaled(gain: float) -> Take:
+        return Take(gain * y, np.zeros((0, 0)), np.zeros((0, 0)))
+
+    none, half = compare.correction_rows(scaled(1.0), {"none": scaled(1.2), "half": scaled(1.1)})
+    assert none["latent_error"]["value"] == pytest.approx(0.2) and none["against_none"] is None
+    assert half["latent_error"]["value"] == pytest.approx(0.1)
+    assert half["against_none"] == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
+
+
+def test_the_probe_measures_what_each_correction_made_against_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Features moved by one in each of four dimensions lie 4 above the floor; a quarter of the verdicts is turned."""
+    path = tmp_path / "probe.onnx"
+    path.touch()
+    monkeypatch.setattr(
+        compare.probe,
+        "judge",
+        lambda path, heard: {"features": heard["waveform"][:, :4], "family": heard["waveform"][:, 4:]},
+    )
+    y = np.random.default_rng(0).normal(size=(400, 7))
+    moved = y + np.array([1.0] * 4 + [0.0] * 3)
+    moved[::4, 4:] *= -1  # the largest logit is now the smallest
+
+    def heard(waveforms: np.ndarray) -> Take:
+        return Take(np.zeros((1, 400, 1)), waveforms, np.zeros((0, 0)))
+
+    found = compare.set_measures(path, heard(y), {"none": heard(y), "moved": heard(moved)})
+    floor, (none, other) = found["floor"]["value"], found["corrections"]
+    assert none["distance"]["value"] == pytest.approx(floor) and none["agreement"]["family"]["value"] == 1.0
+    assert other["distance"]["value"] - floor == pytest.approx(4.0, rel=0.1)
+    assert other["agreement"]["family"]["value"] == pytest.approx(0.75)
