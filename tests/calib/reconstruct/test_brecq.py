@@ -5,25 +5,30 @@ import numpy as np
 import pytest
 
 from quaver.calib.quant import INT4
+from quaver.calib.reconstruct import brecq
 from quaver.calib.reconstruct.blocks import PATTERNS, find_blocks, single_layers
-from quaver.calib.reconstruct.brecq import Objective, learn
-from quaver.calib.reconstruct.coding import Coding
+from quaver.calib.reconstruct.brecq import Learner, Objective, Seen, learn
+from quaver.calib.reconstruct.coding import Coding, Grid, on_grid
 from quaver.calib.reconstruct.prefix import Prefix
 from quaver.calib.reconstruct.replay import read_graph
 from quaver.calib.reconstruct.sequence import see
 from quaver.runtime.progress import quiet
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 BRECQ = Objective(iterations=150, batch=8, rate=0.03, weight=0.01, warmup=0.2, input_drop=0.0, drop=0.0)
 QDROP = replace(BRECQ, input_drop=0.5, drop=0.5)
 
 
-def learned(model, codings, feeds, objective, block=1, **given):
+def learned(model, codings, feeds, objective, block=1, seed=0, **given):
     graph = read_graph(model)
     found = find_blocks(graph, [coding.layer for coding in codings.values()], PATTERNS)[block]
     seen = see(found, codings, Prefix(graph, feeds, 0), Prefix(graph, feeds, 0), objective.input_drop)
     with quiet().bar(1, "") as bar:
-        return learn(graph, found, codings, seen, objective, seed=(0, block), bar=bar, **given)
+        return learn(graph, found, codings, seen, objective, seed=(seed, block), bar=bar, **given)
+
+
+def same(first, second):
+    return all(np.array_equal(codes, second[name]) for name, codes in first.items())
 
 
 @pytest.mark.parametrize("objective", [BRECQ, QDROP, replace(BRECQ, input_drop=1.0)], ids=["brecq", "qdrop", "float"])
@@ -36,10 +41,38 @@ def test_hard_codes_keep_the_output_better_than_rounding_to_nearest(model, codin
 
 
 def test_the_same_seed_gives_the_same_codes_and_another_does_not(model, codings, feeds):
-    first, second = (learned(model, codings, feeds, QDROP) for _ in range(2))
-    assert all(np.array_equal(first.codes[name], second.codes[name]) for name in first.codes)
-    other = learned(model, codings, feeds, QDROP, block=2)
-    assert set(other.codes).isdisjoint(first.codes)
+    first, again, other = (learned(model, codings, feeds, QDROP, seed=seed).codes for seed in (0, 0, 1))
+    assert same(first, again) and not same(first, other)
+
+
+def test_qdrop_reads_half_of_a_blocks_inputs_from_the_float_model_drawn_anew_every_time(model, codings, monkeypatch):
+    graph, given = read_graph(model), []
+    block = find_blocks(graph, [coding.layer for coding in codings.values()], PATTERNS)[1]
+    real = brecq.run
+    monkeypatch.setattr(brecq, "run", lambda graph, x, *a, **k: given.append(x["h0"]) or real(graph, x, *a, **k))
+    ones = torch.ones(8, 6, 5, 5)
+    seen = Seen({"h0": ones}, {"h0": 0 * ones}, {"h1": ones})
+    with quiet().bar(1, "") as bar:
+        learn(graph, block, codings, seen, replace(QDROP, iterations=2), seed=(0, 0), bar=bar)
+    first, second = given[:2]
+    for x in (first, second):
+        assert set(x.unique().tolist()) == {0.0, 1.0} and float(x.mean()) == pytest.approx(0.5, abs=0.05)
+    assert float((first == second).float().mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_qdrop_leaves_half_of_the_activations_float():
+    grid, x = Grid(0.5, 128, 0, 255), torch.linspace(-3, 3, 4001)
+    generator = torch.Generator().manual_seed(0)
+    made = brecq.dropping(0.5, Learner({}, {}, {}, {}), generator)(x, "h0", grid)
+    kept, coded = made == x, made == on_grid(x, "h0", grid)
+    assert bool((kept | coded).all()) and float(kept.float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_with_every_activation_dropped_codes_are_learned_as_if_there_were_no_grids(model, codings, feeds):
+    coarse = {name: replace(c, input=replace(c.input, scale=0.5)) for name, c in codings.items()}
+    bare = {name: replace(c, input=None) for name, c in codings.items()}
+    dropped, coded = (learned(model, coarse, feeds, replace(BRECQ, drop=d), block=0).codes for d in (1.0, 0.0))
+    assert same(dropped, learned(model, bare, feeds, BRECQ, block=0).codes) and not same(dropped, coded)
 
 
 def test_codes_that_do_no_better_stay_those_rounded_to_nearest(model, codings, feeds):

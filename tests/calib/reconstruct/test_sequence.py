@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 
 from quaver.calib.reconstruct import ReconstructSettings, objective_of, reconstruct, sequence
+from quaver.calib.reconstruct.coding import hard_layers, regridded
+from quaver.calib.reconstruct.replay import read_graph, run
 from quaver.runtime.artifact import Stamp
 from quaver.runtime.errors import RecipeError
 from quaver.runtime.progress import quiet
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 
 def learn(model, codings, feeds, folder, *, stamp="a", **settings):
@@ -40,6 +42,31 @@ def test_a_run_that_was_killed_goes_on_at_its_block_and_ends_the_same(model, cod
     assert same(whole, again) and not same(whole, {name: c.codes for name, c in codings.items()})
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
+
+
+def test_a_block_reads_the_quantized_model_with_the_codes_learned_before_it(
+    model, codings, feeds, tmp_path, monkeypatch
+):
+    graph, batches = read_graph(model), [{"x": torch.from_numpy(feed["x"])} for feed in feeds]
+    real, known, compared = sequence.learn, dict(codings), []
+
+    def values(edge, codings):
+        layers = hard_layers(codings, graph.nodes, "cpu")
+        return torch.cat([run(graph, batch, [edge], layers=layers)[edge] for batch in batches])
+
+    def watched(graph, block, codings_given, seen, *args, **given):
+        (read,), (made,) = block.inputs, block.outputs
+        assert torch.allclose(seen.coded_in[read], values(read, known), atol=1e-5)
+        assert torch.allclose(seen.outputs[made], values(made, {}), atol=1e-5)
+        others = (values(read, {}), values(read, codings))  # the float model, and the codes rounded to nearest
+        compared.append([float((seen.coded_in[read] - other).abs().max()) > 0.01 for other in others])
+        learned = real(graph, block, codings_given, seen, *args, **given)
+        known.update(regridded(known, learned.codes, learned.steps))
+        return learned
+
+    monkeypatch.setattr(sequence, "learn", watched)
+    learn(model, codings, feeds, tmp_path)
+    assert compared == [[False, False], [True, True], [True, True], [True, True]]
 
 
 def test_blocks_learned_with_other_settings_are_learned_anew(model, codings, feeds, tmp_path, monkeypatch):
