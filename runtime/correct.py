@@ -36,6 +36,10 @@ Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
 Noise = Callable[[int, tuple[int, ...]], Array]  # index of the step, shape [B, C, H, W] -> that many standard normals
 VarianceMode = Literal["paper", "consistent"]
 
+# Multiply-adds that BLAS does on the caller's thread. More threads would wait, for up to a scheduler's slice, for those
+# of an engine that spin between its calls.
+ALONE = 1 << 18
+
 
 @dataclass(frozen=True)
 class Corrected:
@@ -188,27 +192,29 @@ def make_correct(name: str, stats: ErrorStats | None, noise: Noise) -> Correct:
 def convolve(weight: np.ndarray, q: Array, x: Array) -> Array:
     """weight [C, 2 C, k, k] * [q, x], padded with zeros; q, x [B, C, H, W] -> [B, C, H, W] in q's type.
 
-    One product of matrices for all k^2 places, whose results are added where they belong, so that any array of the
+    Products of matrices for all k^2 places at once, whose results are added where they belong, so that any array of the
     array API will do.
     """
     xp, (B, C, H, W), k = array_api_compat.array_namespace(q), q.shape, weight.shape[-1]
-    both = _padded(xp, xp.concat([q, x], axis=1), k // 2)
+    both = _beside(xp, q, x, k // 2)
     places = _like(q, weight.transpose(2, 3, 0, 1).reshape(k * k * C, 2 * C))
     wide = (H + k - 1, W + k - 1)
-    each = xp.reshape(places @ xp.reshape(both, (B, 2 * C, wide[0] * wide[1])), (B, k, k, C, *wide))
+    flat, most = xp.reshape(both, (B, 2 * C, -1)), max(1, ALONE // (places.shape[0] * places.shape[1]))
+    parts = [places @ flat[:, :, start : start + most] for start in range(0, flat.shape[-1], most)]
+    each = xp.reshape(xp.concat(parts, axis=-1), (B, k, k, C, *wide))
     total = each[:, 0, 0, :, :H, :W]
     for i, j in [(i, j) for i in range(k) for j in range(k)][1:]:
         total = total + each[:, i, j, :, i : i + H, j : j + W]
     return total
 
 
-def _padded(xp: Any, x: Array, width: int) -> Array:
-    """x [B, C, H, W] with `width` zeros around its last two axes."""
-    for axis in (2, 3) if width else ():
-        shape = (*x.shape[:axis], width, *x.shape[axis + 1 :])
-        zeros = xp.zeros(shape, dtype=x.dtype, device=array_api_compat.device(x))
-        x = xp.concat([zeros, x, zeros], axis=axis)
-    return x
+def _beside(xp: Any, q: Array, x: Array, width: int) -> Array:
+    """[q, x] [B, 2 C, ..], with `width` zeros around the last two axes."""
+    B, C, H, W = q.shape
+    both = xp.zeros((B, 2 * C, H + 2 * width, W + 2 * width), dtype=q.dtype, device=array_api_compat.device(q))
+    both[:, :C, width : width + H, width : width + W] = q
+    both[:, C:, width : width + H, width : width + W] = x
+    return both
 
 
 def _expected(law: ErrorLaw, s: int, q: Array) -> Array:
