@@ -84,6 +84,8 @@ def measure(graphs: Sequence[Path], presets: Sequence[str], floats: str, *, apar
 def bundle_of(graph: Path, folder: Path) -> Bundle:
     """A bundle in `folder` with a float graph and a range for each of its edges."""
     bundle, file = Bundle(folder), graph if graph.is_file() else Bundle(graph).float_unet
+    if not file.exists():
+        raise SystemExit(f"no {file}: 'make run' makes the embedded model's, 'python -m benchmarks.shapes' the others")
     for name in (file.name, f"{file.name}.data"):
         if (part := file.with_name(name)).exists():
             (folder / name.replace(file.name, bundle.float_unet.name)).symlink_to(part.resolve())
