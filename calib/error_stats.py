@@ -54,13 +54,14 @@ class StatsSettings:
 
     trajectories: int = 64
     granularity: Literal["channel", "tensor"] = "channel"  # one Gaussian per latent channel, or one for all of them
+    closed: int = 256  # trajectories that the closed-loop law is fitted on at most: the first ones, all at once
     neighbourhood: int = 3  # places k x k of q and x_t that the local law reads: 1, 3, 5 or 7
     target: str = "ort-cpu"  # the engine to fit, unet.<target>.onnx, as onnxruntime runs it
     batch: int = 8  # trajectories run together
     seed: int = 2_000_000  # of the first trajectory; capture counts from 1,000,000, validation from below that
 
     def __post_init__(self) -> None:
-        for name, least in {"trajectories": 1, "batch": 1, "seed": 0}.items():
+        for name, least in {"trajectories": 1, "closed": 1, "batch": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise RecipeError(f"stats.{name} is {getattr(self, name)}, expected {least} or more")
         if self.neighbourhood not in (1, 3, 5, 7):
@@ -117,7 +118,8 @@ def collect_error_stats(
         low, high = min(held["local"]), max(held["local"])
         progress.say(f"stats  with its neighbourhood and x_t, elsewhere, {low:.1%} to {high:.1%}")
     if stats.local is not None:
-        law, on_path = follow(pair, shards, folder / "path.safetensors", Stamp(SHARD, settings=work.key), progress)
+        first = shards[: -(-settings.closed // settings.batch)]
+        law, on_path = follow(pair, first, folder / "path.safetensors", Stamp(SHARD, settings=work.key), progress)
         stats, held["path"] = replace(stats, path=law), on_path.mean(axis=1).tolist()
     path = save_stats(bundle.error_stats(settings.target), stats, stamp, meta=meta)
     clear(folder)

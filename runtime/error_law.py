@@ -63,6 +63,7 @@ class ErrorStats:
     """The joint Gaussian of output and error per timestep, all float64.
 
     timesteps [S] int64; mean [S, C|1, 2] = (mu_q, mu_D); cov [S, C|1, 2, 2]; count [S], pairs behind each timestep.
+    local: the law of D at the float model's x_t; path: of what keeps the engine on the float model's path.
     """
 
     timesteps: np.ndarray
