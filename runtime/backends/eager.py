@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from quaver.runtime.engine import check_feeds
-from quaver.runtime.errors import EngineError
+from quaver.runtime.errors import EngineError, first_line
 from quaver.runtime.lazy import need
 
 
@@ -70,7 +70,7 @@ class EagerEngine:
             with self.torch.no_grad():
                 out = self.module(**tensors)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise EngineError(f"{name} failed: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+            raise EngineError(f"{name} failed: {first_line(error)}") from error
         plain = any(isinstance(value, np.ndarray) for value in feeds.values())
         return out.cpu().numpy() if plain else out
 

@@ -1,4 +1,4 @@
-"""ONNX files, run by onnxruntime on the CPU.
+"""ONNX files, run by onnxruntime, on the CPU unless another of its execution providers is asked for.
 
 The session's options are chosen for a sampler's loop, which calls one graph many times with little between the calls:
 operators run one after another (the graph is a chain, running branches side by side takes cores from the kernels)
@@ -20,8 +20,10 @@ import numpy as np
 
 from quaver.runtime.artifact import digest_file
 from quaver.runtime.engine import check_feeds
-from quaver.runtime.errors import EngineError
+from quaver.runtime.errors import EngineError, first_line
 
+_PROVIDER = "ExecutionProvider"
+_OPTIONS = {"cuda": {"use_tf32": "0"}}  # the float graph is the reference, and TF32 has 10 bits
 _QUIET = 3  # errors only: warnings here are about graph rewrites that a user cannot change
 _TYPES = {
     "tensor(float)": np.float32,
@@ -37,15 +39,16 @@ def available() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def open_engine(source: Path, *, threads: int | None = None, spin: bool = True) -> OnnxEngine:
-    """Open an ONNX file with one output, with `threads` threads (None: all cores).
+def open_engine(source: Path, *, threads: int | None = None, spin: bool = True, provider: str = "cpu") -> OnnxEngine:
+    """Open an ONNX file with one output, with `threads` threads (None: all cores), on an execution provider.
 
-    Raises: EngineError when it is missing, damaged, or not what onnxruntime can run.
+    `provider` is one that this onnxruntime has, without the word: "cpu", "cuda", "openvino"; what it does not run runs
+    on the CPU. Raises: EngineError when it is missing, damaged, or not what onnxruntime can run.
     """
     path = Path(source)
     if not path.is_file():
         raise EngineError(f"{path} does not exist: 'quaver run RECIPE' writes it")
-    engine = OnnxEngine(path, _session(path, threads, spin))
+    engine = OnnxEngine(path, _session(path, threads, spin, provider))
     if len(outputs := engine.session.get_outputs()) != 1:
         raise EngineError(
             f"{path} has {len(outputs)} outputs, expected 1: is this a denoiser or a component of a bundle?"
@@ -79,7 +82,7 @@ class OnnxEngine:
         try:
             return self.session.run(None, arrays)[0]
         except Exception as error:  # onnxruntime's classes derive from Exception alone
-            raise EngineError(f"{self.path.name} failed: {_first_line(error)}") from error
+            raise EngineError(f"{self.path.name} failed: {first_line(error)}") from error
 
     def close(self) -> None:
         """Drop the session."""
@@ -108,7 +111,8 @@ class OnnxEngine:
         return np.asarray(array, order="C")
 
 
-def _session(path: Path, threads: int | None, spin: bool) -> Any:
+def session_options(threads: int | None = None, *, spin: bool = True) -> Any:
+    """The `onnxruntime.SessionOptions` of an engine."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -116,11 +120,34 @@ def _session(path: Path, threads: int | None, spin: bool) -> Any:
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = threads or _cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    return options
+
+
+def find_provider(name: str) -> tuple[str, dict[str, str]]:
+    """onnxruntime's name of an execution provider, and its options.
+
+    Raises: EngineError naming those that this onnxruntime has.
+    """
+    import onnxruntime as ort
+
+    there = {provider.removesuffix(_PROVIDER).lower(): provider for provider in ort.get_available_providers()}
+    if name not in there:
+        raise EngineError(
+            f"this onnxruntime has no execution provider {name!r} (it has: {', '.join(sorted(there))}): "
+            "pip install onnxruntime-gpu in its place brings 'cuda'"
+        )
+    return there[name], _OPTIONS.get(name, {})
+
+
+def _session(path: Path, threads: int | None, spin: bool, provider: str) -> Any:
+    import onnxruntime as ort
+
+    options, chosen = session_options(threads, spin=spin), find_provider(provider)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=[chosen])
     except Exception as error:  # onnxruntime's classes derive from Exception alone
         raise EngineError(
-            f"onnxruntime cannot open {path} ({_first_line(error)}): remove it, and 'quaver run RECIPE' writes it anew"
+            f"onnxruntime cannot open {path} ({first_line(error)}): remove it, and 'quaver run RECIPE' writes it anew"
         ) from error
 
 
@@ -131,7 +158,3 @@ def _cores() -> int:
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return usable if usable < (os.cpu_count() or 1) else 0
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -91,6 +91,20 @@ def test_an_unknown_backend_names_the_nearest(made_bundle):
         open_engine(made_bundle.float_unet, backend="onnx-runtime")
 
 
+def test_an_execution_provider_that_is_not_there_names_those_that_are(made_bundle, feeds):
+    with pytest.raises(EngineError, match=r"no execution provider 'quantum' \(it has: .*cpu.*\): pip install"):
+        backend.open_engine(made_bundle.float_unet, provider="quantum")
+    with backend.open_engine(made_bundle.float_unet, threads=1, provider="cpu") as engine:
+        assert engine.session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_options_of_a_provider_go_with_its_name(monkeypatch):
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
+    assert backend.find_provider("cuda") == ("CUDAExecutionProvider", {"use_tf32": "0"})
+    assert backend.find_provider("cpu") == ("CPUExecutionProvider", {})
+
+
 def test_an_engine_leaves_the_callers_denormals_alone(made_bundle):
     code = f"""
 import numpy as np
