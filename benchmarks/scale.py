@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import publish
-from quaver.calib import activations, capture, error_stats, ranges, trajectories
+from quaver.calib import activations, capture, comparison, error_stats, ranges, trajectories
 from quaver.calib.capture import CaptureSettings
-from quaver.calib.error_stats import Pair, StatsSettings
+from quaver.calib.comparison import Pair
+from quaver.calib.error_stats import StatsSettings
 from quaver.calib.fanout import Shard, Work, finish, open_work, plan
 from quaver.calib.prompts import load_prompts
 from quaver.calib.ranges import RangeSettings, observer_options, read_graph
@@ -135,7 +136,7 @@ def scaled(row: Mapping[str, Any], job: Job, workers: int) -> dict[str, float]:
 JOBS: dict[str, tuple[Callable[[Bundle, int], Job], Merge]] = {
     "capture": (capture_job, lambda files, shards: capture.merge_shards(files)),
     "ranges": (ranges_job, ranges.merge_shards),
-    "stats": (stats_job, lambda files, shards: error_stats.merge_shards(files)),
+    "stats": (stats_job, lambda files, shards: comparison.merge_shards(files)),
 }
 
 

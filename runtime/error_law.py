@@ -59,11 +59,20 @@ class Local:
 
 
 @dataclass(frozen=True)
+class Gaussian:
+    """mean [S, C|1, n] and cov [S, C|1, n, n] of n numbers, per timestep, float64."""
+
+    mean: np.ndarray
+    cov: np.ndarray
+
+
+@dataclass(frozen=True)
 class ErrorStats:
     """The joint Gaussian of output and error per timestep, all float64.
 
     timesteps [S] int64; mean [S, C|1, 2] = (mu_q, mu_D); cov [S, C|1, 2, 2]; count [S], pairs behind each timestep.
     local: the law of D at the float model's x_t; path: of what keeps the engine on the float model's path.
+    branches: (q_u, q_c, D_u, D_c) of a guided engine (`error_transfer`); simulated: (q, D) of its graph in floats.
     """
 
     timesteps: np.ndarray
@@ -73,6 +82,8 @@ class ErrorStats:
     binding: Binding | None = None
     local: Local | None = None
     path: Local | None = None
+    branches: Gaussian | None = None
+    simulated: Gaussian | None = None
 
     def __post_init__(self) -> None:
         S, C = len(self.timesteps), self.mean.shape[1] if self.mean.ndim == 3 else 0
@@ -87,11 +98,15 @@ class ErrorStats:
                 f"error statistics rest on {self.count.min():g} pairs at timestep "
                 f"{self.timesteps[self.count.argmin()]}, expected 2 or more: 'quaver stats RECIPE' fits them anew"
             )
-        parts = [part for found in (self.local, self.path) if found for part in vars(found).values()]
+        found = [getattr(self, name) for name in PARTS]
+        parts = [values for part in found if part for values in vars(part).values()]
         if any(len(part) != S for part in parts):
             raise ArtifactError("error statistics are not of one piece: 'quaver stats RECIPE' fits them anew")
         if not all(np.isfinite(values).all() for values in (self.mean, self.cov, *parts)):
             raise ArtifactError("error statistics are not finite: 'quaver stats RECIPE' fits them anew")
+
+
+PARTS = {"local": Local, "path": Local, "branches": Gaussian, "simulated": Gaussian}  # that statistics may have
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,8 @@ def save_stats(path: Path, stats: ErrorStats, stamp: Stamp, *, meta: Mapping[str
         "cov": np.asarray(stats.cov, dtype=np.float64),
         "count": np.asarray(stats.count, dtype=np.float64),
     }
-    for name, part in (("local", stats.local), ("path", stats.path)):
+    for name in PARTS:
+        part = getattr(stats, name)
         tensors |= {f"{name}.{key}": value for key, value in (vars(part) if part else {}).items()}
     stamp = replace(stamp, kind=KIND)
     bound = {"binding": asdict(stats.binding) if stats.binding else None}
@@ -156,9 +172,9 @@ def load_stats(path: Path) -> ErrorStats:
     try:
         found = meta.get("binding")
         binding = Binding(**{**found, "latent_shape": tuple(found["latent_shape"])}) if found else None
-        local, path_law = _local("local", tensors), _local("path", tensors)
+        parts = {name: _part(name, kind, tensors) for name, kind in PARTS.items()}
         timesteps, mean, cov, count = (tensors[name] for name in ("timesteps", "mean", "cov", "count"))
-        return ErrorStats(timesteps, mean, cov, count, binding, local, path_law)
+        return ErrorStats(timesteps, mean, cov, count, binding, **parts)
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"{path} lacks a part of error statistics ({error}): 'quaver stats RECIPE' fits them anew"
@@ -185,10 +201,10 @@ def check_binding(stats: ErrorStats, wanted: Binding) -> None:
         )
 
 
-def _local(name: str, tensors: Mapping[str, np.ndarray]) -> Local | None:
-    """A law that a file may have or not."""
+def _part(name: str, kind: type, tensors: Mapping[str, np.ndarray]) -> Any:
+    """A part that a file may have or not."""
     found = {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
-    return Local(**found) if found else None
+    return kind(**found) if found else None
 
 
 def _short(value: Any) -> str:

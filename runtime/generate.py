@@ -19,11 +19,12 @@ from quaver.runtime.audio import write_wav
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.correct import make_correct
 from quaver.runtime.denoise import CORRECTION, denoiser, initial_noise, step_noise
-from quaver.runtime.error_law import Binding, ErrorStats, check_binding, load_stats
+from quaver.runtime.error_law import Binding, ErrorStats, load_stats
+from quaver.runtime.error_transfer import serve
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from quaver.runtime.latents import write_latents
 from quaver.runtime.progress import Progress
-from quaver.runtime.sample import SAMPLERS, SamplingSettings, Step
+from quaver.runtime.sample import SAMPLERS, SamplingSettings, Step, visited
 from quaver.runtime.session import Session, open_bundle, sampling_of
 from quaver.runtime.text import check_prompts, shown
 
@@ -176,9 +177,10 @@ def check_decoded(values: np.ndarray, part: str, names: Sequence[str]) -> None:
         )
 
 
-def session_stats(session: Session, settings: SamplingSettings) -> ErrorStats:
+def session_stats(session: Session, settings: SamplingSettings, *, interpolate: bool = False) -> ErrorStats:
     """The error statistics of a session's engine, checked against what is about to run.
 
+    `interpolate`: also serve timesteps between those that were fitted.
     Raises: ArtifactError when there are none, or they belong to another run.
     """
     if session.target is None:
@@ -188,9 +190,8 @@ def session_stats(session: Session, settings: SamplingSettings) -> ErrorStats:
     path = session.bundle.error_stats(session.target)
     if not path.exists():
         raise ArtifactError(f"no {path}: fit error statistics with 'quaver stats RECIPE', or use --correct none")
-    stats = load_stats(path)
-    check_binding(stats, binding(session, settings))
-    return stats
+    at = visited(settings, session.schedule) if interpolate else None
+    return serve(load_stats(path), binding(session, settings), at=at)
 
 
 def binding(session: Session, settings: SamplingSettings, *, reference: str = "") -> Binding:

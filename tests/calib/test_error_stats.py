@@ -10,14 +10,16 @@ import numpy as np
 import onnx
 import pytest
 
-from quaver.calib.error_stats import StatsSettings, collect_error_stats, explained, halves_of, pool
+from quaver.calib.comparison import Seen, from_tensors, look, to_tensors
+from quaver.calib.error_stats import StatsSettings, collect_error_stats, explained, pool
 from quaver.calib.local_law import pairs
 from quaver.calib.moments import Joint, covariance, merge_joint, no_joint
 from quaver.runtime.artifact import Stamp, digest_file, load_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.correct import CORRECTIONS
 from quaver.runtime.error_law import ErrorStats, error_law, load_stats
-from quaver.runtime.errors import EngineError, RecipeError
+from quaver.runtime.error_transfer import rescale
+from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.generate import generate
 from quaver.runtime.progress import quiet
 from quaver.runtime.sample import SamplingSettings
@@ -43,9 +45,12 @@ def synthetic(shape: tuple[int, ...], rho: float, s_e: float = 1.0, s_D: float =
 
 def pair_moments(q: np.ndarray, e: np.ndarray, seeds: Sequence[int] | None = None) -> tuple[Joint, int]:
     """Joint moments [C] of (q, q - e), and the samples dropped."""
-    halves, dropped = halves_of(q, q, e, range(len(q)) if seeds is None else seeds, 3)
+    seen = look(q, q[None], e[None], range(len(q)) if seeds is None else seeds, 3)
+    halves = seen.halves
     first, second = (Joint(halves.count[h], halves.mean[h], halves.m2[h]) for h in (0, 1))
-    return pairs(merge_joint(first, second), q.shape[1], 3), dropped
+    near = pairs(merge_joint(first, second), q.shape[1], 3)
+    np.testing.assert_allclose(near.m2, seen.channels.m2, rtol=1e-10, atol=1e-12)  # one place is a place of all
+    return seen.channels, int(seen.dropped)
 
 
 def test_a_synthetic_joint_gaussian_is_recovered() -> None:
@@ -110,6 +115,48 @@ def test_statistics_equal_numpy_on_every_pair_of_the_trajectories(bundle: Bundle
         for c in range(3):
             np.testing.assert_allclose(stats.cov[s, c], np.cov(q[:, c].ravel(), D[:, c].ravel()), rtol=2e-3, atol=1e-7)
             np.testing.assert_allclose(stats.mean[s, c], [q[:, c].mean(), D[:, c].mean()], rtol=2e-3, atol=1e-6)
+
+
+def test_what_was_seen_survives_its_file_to_the_bit() -> None:
+    q, e = np.random.default_rng(3).standard_normal((2, 3, 6, 2, 4, 5))
+    step = look(q[0], q, e, range(6), 3)
+    seen = Seen(*(Joint(*(v[:, None] for v in vars(j).values())) for j in (step.halves, step.channels)), np.array([1]))
+    back = from_tensors(to_tensors(seen))
+    for name in ("halves", "channels"):
+        for key, values in vars(getattr(seen, name)).items():
+            np.testing.assert_array_equal(getattr(getattr(back, name), key), values)
+    F = 2 * 2 * 9 + 2
+    assert to_tensors(seen)["halves.m2"].shape == (2, 1, F * (F + 1) // 2)
+
+
+def test_branches_of_one_pass_serve_a_guidance_that_another_pass_was_fitted_at(bundle: Bundle) -> None:
+    """Statement 7: on the same x_t, by the bundle's engines; only x_t of a step knows of the scale, the first does not.
+
+    Conditioning differs from row to row, so the branches of the tiny denoiser do too.
+    """
+    at_2 = collect(bundle)
+    at_5 = collect(bundle, sampling=replace(SAMPLING, guidance=5.0))
+    served = rescale(at_2, 5.0)
+    assert at_2.branches is not None and at_2.branches.cov.shape == (4, 3, 4, 4)
+    np.testing.assert_allclose(served.mean[0], at_5.mean[0], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(served.cov[0], at_5.cov[0], rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(rescale(at_2, 2.0).cov, at_2.cov, rtol=1e-4, atol=1e-8)
+    assert np.abs(at_5.cov[0] - at_2.cov[0]).max() > 1e-4
+
+
+def test_a_run_at_another_guidance_is_served_by_the_gaussian_alone(bundle: Bundle) -> None:
+    collect(bundle)
+    drawn = {
+        correct: next(generate(bundle, ["a b"], [5], steps=4, guidance=3.0, correct=correct)).latents
+        for correct in ("none", "mean", "ptqd", "d2-deterministic")
+    }
+    assert all(np.abs(drawn[name] - drawn["none"]).max() > 0 for name in drawn if name != "none")
+    with pytest.raises(ArtifactError, match=r"no law 'path'.*quaver stats RECIPE"):
+        next(generate(bundle, ["a b"], [5], steps=4, guidance=3.0, correct="auto"))
+
+
+def test_without_guidance_there_are_no_branches(bundle: Bundle) -> None:
+    assert collect(bundle, sampling=replace(SAMPLING, guidance=1.0)).branches is None
 
 
 def test_statistics_say_what_they_belong_to(bundle: Bundle) -> None:

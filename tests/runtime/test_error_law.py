@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quaver.runtime.artifact import Stamp, save_tensors
-from quaver.runtime.error_law import Local, check_binding, error_law, load_stats, save_stats
+from quaver.runtime.error_law import PARTS, Gaussian, Local, check_binding, error_law, load_stats, save_stats
 from quaver.runtime.errors import ArtifactError
 from tests.runtime.gaussians import BINDING, TIMESTEPS, gaussian_stats, joint
 
@@ -32,6 +32,9 @@ def test_statistics_survive_their_file(tmp_path):
     draw = np.random.default_rng(6)
     shapes = ((3, 8, 16, 3, 3), (3, 8), (3, 8))
     parts = {name: Local(*(draw.standard_normal(shape) for shape in shapes)) for name in ("local", "path")}
+    parts["branches"] = Gaussian(draw.standard_normal((3, 8, 4)), draw.standard_normal((3, 8, 4, 4)))
+    parts["simulated"] = Gaussian(draw.standard_normal((3, 8, 2)), draw.standard_normal((3, 8, 2, 2)))
+    assert set(parts) == set(PARTS)
     stats = replace(gaussian_stats(*joint(0.7), channels=8), **parts)
     save_stats(tmp_path / "e.safetensors", stats, Stamp("error_stats"))
     back = load_stats(tmp_path / "e.safetensors")
