@@ -1,7 +1,8 @@
 """The console script.
 
 One verb is one stage is one function; `run` is all of them. Written paths go to stdout, everything else to stderr. The
-exit status is 0, 1 for an error of the user's (one line, no traceback unless --debug), 2 for a wrong command line.
+exit status is 0, 1 for an error of the user's (one line, no traceback unless --debug), 2 for a wrong command line, 130
+after Ctrl-C.
 Everything heavy is imported by the verb that needs it.
 """
 
@@ -23,6 +24,7 @@ from quaver.runtime import log
 from quaver.runtime.artifact import write_error
 from quaver.runtime.errors import EngineError, QuaverError, unknown
 from quaver.runtime.progress import Progress, quiet
+from quaver.runtime.samplers import PLANS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,16 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             traceback.print_exc()
         print(f"quaver: {explain(error)}", file=sys.stderr)
-        return 1
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 
 def explain(error: BaseException) -> str:
     """The one line about an error of the user's or of the machine's; any other error is raised again."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted: nothing is lost, and the same command goes on from here"
+        return str(error) or "interrupted: nothing is lost, and the same command goes on from here"
     if isinstance(error, MemoryError):
-        return "out of memory: close other programs, or lower the batch in the recipe"
+        return "out of memory: close other programs, or lower the batch, in the recipe or with --batch"
     if isinstance(error, OSError):
         error = write_error(error.filename or "a file", error)
     if isinstance(error, QuaverError):
@@ -151,19 +153,39 @@ def add_parity(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParse
 
 def add_generate(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
     """`quaver generate BUNDLE --prompt TEXT`."""
-    verb = verbs.add_parser("generate", parents=[shared], help="turn a prompt into a WAV file; needs the base install")
+    verb = verbs.add_parser("generate", parents=[shared], help="turn prompts into WAV files; needs the base install")
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="a folder that 'quaver run' wrote")
     given = verb.add_mutually_exclusive_group(required=True)
-    given.add_argument("--prompt", metavar="TEXT", help="what to hear, 1 to 2,000 characters")
-    given.add_argument("--row", metavar="N", type=int, help="row of the samples that condition a model without text")
-    verb.add_argument("--seed", metavar="N", type=int, default=0, help="another one gives another sound (default 0)")
+    given.add_argument("--prompt", metavar="TEXT", action="append", help="what to hear, up to 2,000 characters; again")
+    given.add_argument("--prompts", metavar="FILE", type=Path, help="a text file, one prompt a line")
+    given.add_argument(
+        "--row", metavar="N", type=int, action="append", help="row of the samples that condition a model without text"
+    )
+    verb.add_argument(
+        "--seed", "--seeds", metavar="N|N-N", type=seeds, action="extend", help="of each prompt: 3, or 0-7 (default 0)"
+    )
+    verb.add_argument("--sampler", metavar="NAME", help=f"{', '.join(PLANS)} (default: the recipe's)")
     verb.add_argument("--steps", metavar="N", type=int, help="steps of the sampler (default: the recipe's)")
     verb.add_argument("--guidance", metavar="W", type=float, help="how hard the prompt pulls (default: the recipe's)")
-    verb.add_argument("--eta", metavar="E", type=float, help="0 deterministic to 1 (default: the recipe's)")
+    verb.add_argument("--eta", metavar="E", type=float, help="of ddim, 0 deterministic to 1 (default: the recipe's)")
     verb.add_argument("--correct", metavar="NAME", default="none", help="none (default), auto, d2-local, ptqd, ..")
     verb.add_argument("--engine", metavar="NAME", help="float, or a target of the bundle (default: ort-cpu)")
-    verb.add_argument("--out", metavar="FILE", type=Path, help="default: named after the prompt and the seed")
+    verb.add_argument("--batch", metavar="N", type=int, default=4, help="clips drawn together (default 4)")
+    verb.add_argument(
+        "--out", metavar="PLACE", type=Path, help="a file or folder (default: a file named after the prompt, or clips/)"
+    )
+    verb.add_argument("--missing", action="store_true", help="only the clips whose files are not there")
+    verb.add_argument("--preview-every", metavar="N", type=int, help="also write the clip as it is every N steps")
     verb.set_defaults(verb=do_generate)
+
+
+def seeds(text: str) -> Sequence[int]:
+    """The seeds that "3" or "0-7" stands for."""
+    found = re.fullmatch(r"(-?\d+)(?:-(\d+))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+    if not 0 <= last - first < 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: write 3, or 0-7 for up to 100,000 of them")
+    return range(first, last + 1)
 
 
 def add_lint(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
@@ -246,24 +268,39 @@ def do_parity(arguments: argparse.Namespace) -> str:
 
 
 def do_generate(arguments: argparse.Namespace) -> list[Path]:
-    """Write one clip, or the latents of one row."""
-    from quaver.runtime.generate import generate_to_files
+    """Write a clip, or latents, of every prompt with every seed; each path is printed when its file is there."""
+    from quaver.runtime.clips import generate_to_files, slug
     from quaver.runtime.rows import row_name
+    from quaver.runtime.text import read_prompts
 
-    rows = arguments.row is not None
-    prompt = row_name(arguments.row) if rows else arguments.prompt
-    return generate_to_files(
+    named = read_prompts(arguments.prompts) if arguments.prompts else arguments.prompt
+    texts = named if arguments.row is None else [row_name(row) for row in arguments.row]
+    pairs = [(text, seed) for text in texts for seed in arguments.seed or [0]]
+    one = f"{slug(pairs[0][0])}-{pairs[0][1]}.{'wav' if arguments.row is None else 'npy'}"
+    progress = shown(arguments)
+
+    def tell(path: Path) -> None:
+        progress.clear()
+        say([path])
+
+    generate_to_files(
         arguments.bundle,
-        [prompt],
-        [arguments.seed],
-        arguments.out or Path(f"{slug(prompt)}-{arguments.seed}.{'npy' if rows else 'wav'}"),
+        [text for text, _ in pairs],
+        [seed for _, seed in pairs],
+        arguments.out or Path("clips" if len(pairs) > 1 else one),
         engine_file=arguments.engine,
+        sampler=arguments.sampler,
         steps=arguments.steps,
         guidance=arguments.guidance,
         eta=arguments.eta,
         correct=arguments.correct,
-        progress=shown(arguments),
+        batch=arguments.batch,
+        missing=arguments.missing,
+        preview_every=arguments.preview_every,
+        progress=progress,
+        on_file=tell,
     )
+    return []
 
 
 def do_lint(arguments: argparse.Namespace) -> str:
@@ -299,11 +336,6 @@ def do_doctor(arguments: argparse.Namespace) -> str:
 def shown(arguments: argparse.Namespace) -> Progress:
     """Where progress goes."""
     return quiet() if arguments.quiet else Progress()
-
-
-def slug(text: str) -> str:
-    """A file name from the first words of a prompt."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-") or "sound"
 
 
 if __name__ == "__main__":

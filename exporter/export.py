@@ -5,8 +5,8 @@
 
 Weights go from file to file, one at a time (modelfile): memory holds a graph, never a model.
 Weights are rounded to nearest, or as weights.safetensors has learned it (`rounding`) when the stamp names that file
-among those this graph is made from. The site file lists every decision with its reason, quantized or not, and how much
-of the work they cover.
+among those this graph is made from. The site file lists every decision with its reason, quantized or not, how much
+of the work they cover, and the digest of the graph, so that an edited one is noticed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quaver.exporter.qdq import insert
 from quaver.exporter.rounding import load_weights, usable
 from quaver.exporter.targets import Target, find_target
 from quaver.exporter.topology import read_topology
-from quaver.runtime.artifact import Stamp, load_tensors, save_json
+from quaver.runtime.artifact import Stamp, digest_file, load_tensors, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
 from quaver.runtime.errors import EngineError, RecipeError, first_line
@@ -85,8 +85,9 @@ def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: 
                 if target.attention:
                     fused_attention.run(model, read=read)
                 check(model, target)
-                save_json(bundle.sites(target.name), site_table(found, sites, target), stamp)
                 weights.save(model, stamp, accept=load_once if target.name == "ort-cpu" else lambda path: None)
+            table = site_table(found, sites, target) | {"digest": digest_file(bundle.qdq(target.name))}
+            save_json(bundle.sites(target.name), table, stamp)
             bar.step()
             progress.say(summary(found, sites, target) + f", {len(codes)} with learned rounding" * bool(codes))
             for remark in remarks(sites, target, settings):

@@ -62,6 +62,10 @@ class Progress:
         finally:
             self.say(bar.line())
 
+    def clear(self) -> None:
+        """Wipe a bar that is drawn, so that something else may be printed in its place."""
+        self._redraw("")
+
     def say(self, line: str) -> None:
         """Print one line, in place of a bar that is drawn."""
         self._redraw(line + "\n")

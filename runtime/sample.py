@@ -21,7 +21,7 @@ import array_api_compat
 import numpy as np
 
 from quaver.runtime.correct import Correct, Corrected, Noise, correct_none
-from quaver.runtime.errors import QuaverError, RecipeError
+from quaver.runtime.errors import QuaverError, RecipeError, unknown
 from quaver.runtime.samplers import PLANS, Move, Plan, plan
 from quaver.runtime.schedule import Schedule
 
@@ -54,8 +54,9 @@ class SamplingSettings:
     guidance: float = 3.0  # classifier-free guidance scale; 1 is none
 
     def __post_init__(self) -> None:
+        if self.sampler not in PLANS:
+            raise RecipeError(f"sampling.sampler: {unknown('sampler', self.sampler, PLANS)}")
         bad = {
-            "sampler": self.sampler not in PLANS and f"one of {', '.join(PLANS)}",
             "steps": self.steps < 1 and "1 or more",
             "eta": not 0.0 <= self.eta <= (1.0 if self.sampler == "ddim" else 0.0)
             and ("0 to 1" if self.sampler == "ddim" else f"0: {self.sampler} has noise of its own, or none"),
@@ -80,6 +81,7 @@ class Step:
     eps_raw: Array  # what the denoiser said
     eps: Array  # after the correction
     x_prev: Array
+    x_0: Array  # what the sampler takes the clean sample to be
     clipped: int = 0
 
 
@@ -105,7 +107,7 @@ def sample(
         z = _draw(noise, index, x) if move.sigma > 0.0 else None
         x_prev, before, clipped = advance(move, x, fixed, z, clip=clip, before=before)
         if on_step is not None:
-            on_step(Step(index, move.t, x, eps_raw, fixed.eps, x_prev, clipped))
+            on_step(Step(index, move.t, x, eps_raw, fixed.eps, x_prev, before, clipped))
         x = x_prev
     return x
 

@@ -116,9 +116,12 @@ def alpha_bar_at(schedule: Schedule, t: float) -> float:
     """alpha_bar at a timestep; the value after the last step for a negative `t`.
 
     Between timesteps sqrt((1 - a) / a) is taken as linear, as EulerDiscreteScheduler does.
+    Raises: QuaverError for a timestep the model was not trained with.
     """
     if t < 0:
         return schedule.alpha_bar_final
+    if not t <= (last := len(schedule.alpha_bar) - 1):
+        raise QuaverError(f"timestep {t:g} is beyond the last one of this model, {last}: use 0 to {last}")
     if t == int(t):
         return float(schedule.alpha_bar[int(t)])
     low, high = (math.sqrt(1.0 / float(schedule.alpha_bar[int(t) + i]) - 1.0) for i in (0, 1))

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quaver.runtime.artifact import digest_file
+from quaver.runtime.artifact import digest_file, load_json
 from quaver.runtime.backends.onnxruntime import open_engine
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.config import read_toml, to_config
@@ -78,6 +78,7 @@ def open_bundle(
         else:
             parts = Parts(card, engines, load_tokenizer(bundle.tokenizer))
         engine = stack.enter_context(open_engine(path, threads=threads))
+        check_engine(bundle, card, path, engine.digest)
         nothing = family.embed(parts, [""])
         yield Session(bundle, card, family, load_schedule(bundle.scheduler), parts, engine, target, nothing)
 
@@ -85,18 +86,21 @@ def open_bundle(
 def sampling_of(
     session: Session,
     *,
+    sampler: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     eta: float | None = None,
 ) -> SamplingSettings:
     """The bundle's own way of sampling (its recipe's, else its card's), with what is given put in its place.
 
-    Raises: RecipeError when a setting cannot be meant.
+    Another sampler than its own leaves its own eta behind. Raises: RecipeError when a setting cannot be meant.
     """
     table = dict(session.card.get("sampler", {}))
     if session.bundle.recipe.exists():
         table |= read_toml(session.bundle.recipe).get("sampling", {})
-    given = {"steps": steps, "guidance": guidance, "eta": eta}
+    if sampler not in (None, table.get("sampler", SamplingSettings.sampler)):
+        table.pop("eta", None)
+    given = {"sampler": sampler, "steps": steps, "guidance": guidance, "eta": eta}
     table |= {name: value for name, value in given.items() if value is not None}
     return to_config(SamplingSettings, table, where="sampling")
 
@@ -138,6 +142,22 @@ def check_complete(bundle: Bundle, card: Card, family: Family) -> None:
     for name, path in graphs.items():
         if digest_file(path) != written[name]:
             raise ArtifactError(f"{path} is not what was traced, someone edited it: {rerun(bundle)} writes it anew")
+
+
+def check_engine(bundle: Bundle, card: Card, path: Path, digest: str) -> None:
+    """Raise ArtifactError when a denoiser of the bundle is not the one that was written there.
+
+    The card has the digest of the float graph, a target's sites that of its graph; other files are their owner's.
+    """
+    target = path.name.removeprefix("unet.").removesuffix(".onnx")
+    written, stage = None, "export"
+    if path == bundle.float_unet:
+        written, stage = card.get("digests", {}).get(path.name), "trace"
+    elif path == bundle.qdq(target) and bundle.sites(target).exists():
+        written = load_json(bundle.sites(target), "export").get("digest")
+    if written not in (None, digest):
+        again = f"{rerun(bundle)[:-1]} --force {stage}'"
+        raise ArtifactError(f"{path} is not what was written, someone edited it: {again} writes it anew")
 
 
 def rerun(bundle: Bundle) -> str:

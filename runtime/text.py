@@ -33,6 +33,21 @@ def check_prompts(prompts: Sequence[str]) -> None:
             )
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one a line; empty lines are none.
+
+    Raises: QuaverError when it cannot be read or holds none.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise QuaverError(f"cannot read {path} ({why}): --prompts takes a text file, one prompt a line") from error
+    if not (prompts := [line.strip() for line in lines if line.strip()]):
+        raise QuaverError(f"{path} has no prompts: write one a line")
+    return prompts
+
+
 def shown(prompt: str, length: int = 40) -> str:
     """The beginning of a prompt, quoted, on one line."""
     line = " ".join(prompt.split())
@@ -64,8 +79,12 @@ def load_tokenizer(path: Path) -> Any:
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """input_ids and attention_mask, each [B, L] int64; a prompt that does not fit is cut, with a warning."""
     encodings = tokenizer.encode_batch(list(prompts))
-    for prompt, encoding in zip(prompts, encodings, strict=True):
+    for prompt, encoding in dict(zip(prompts, encodings, strict=True)).items():
         if encoding.overflowing:
-            log.warning("prompt %s is longer than %d tokens: the rest is not heard", shown(prompt), len(encoding.ids))
+            rest = prompt[max(end for _, end in encoding.offsets) :]
+            last = len(encoding.ids)
+            log.warning(
+                "prompt %s is cut after token %d; what follows is not heard: %s", shown(prompt), last, shown(rest)
+            )
     ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
     return ids, np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)

@@ -39,8 +39,11 @@ def status(capsys, *argv):
         (["exprot", "x.toml"], r"unknown verb 'exprot'; did you mean 'export'?"),
         ([], "required: VERB"),
         (["run"], "required: RECIPE"),
-        (["generate", "b"], "--prompt --row is required"),
-        (["generate", "b", "--prompt", "x", "--seed", "one"], "invalid int value: 'one'"),
+        (["generate", "b"], "--prompt --prompts --row is required"),
+        (["generate", "b", "--prompt", "x", "--seed", "one"], "'one' is no seed: write 3, or 0-7"),
+        (["generate", "b", "--prompt", "x", "--seeds", "7-0"], "'7-0' is no seed"),
+        (["generate", "b", "--prompt", "x", "--seeds", "0-4294967295"], "up to 100,000 of them"),
+        (["generate", "b", "--prompt", "x", "--row", "1"], "--row: not allowed with argument --prompt"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2_and_says_what_is_right(capsys, argv, message):
@@ -57,6 +60,8 @@ def test_a_wrong_command_line_exits_with_2_and_says_what_is_right(capsys, argv, 
         (["generate", "b", "--prompt", " \n"], "prompt 1 is empty"),
         (["generate", "b", "--prompt", "x" * 10_000], "prompt 1 has 10000 characters, expected at most 2000"),
         (["generate", "b", "--prompt", "x", "--seed", "-1"], "seed -1 is out of range"),
+        (["generate", "b", "--prompt", "x", "--batch", "0"], "batch is 0, expected 1 or more"),
+        (["generate", "b", "--prompts", "none.txt"], "cannot read none.txt (No such file or directory): --prompts"),
     ],
 )
 def test_an_error_of_the_users_is_one_line_and_exits_with_1(capsys, tmp_path, monkeypatch, argv, message):
@@ -72,20 +77,21 @@ def test_debug_shows_the_traceback_before_the_line(capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "left", "message"),
     [
-        (KeyboardInterrupt(), "interrupted: nothing is lost, and the same command goes on from here"),
-        (MemoryError(), "out of memory"),
-        (OSError(28, "No space left on device", "/x/y"), "cannot write /x/y: the disk is full"),
+        (KeyboardInterrupt(), 130, "interrupted: nothing is lost, and the same command goes on from here"),
+        (KeyboardInterrupt("interrupted: 2 of 3"), 130, "quaver: interrupted: 2 of 3\n"),
+        (MemoryError(), 1, "out of memory"),
+        (OSError(28, "No space left on device", "/x/y"), 1, "cannot write /x/y: the disk is full"),
     ],
 )
-def test_what_happens_to_the_machine_is_one_line_too(capsys, monkeypatch, error, message):
+def test_what_happens_to_the_machine_is_one_line_too(capsys, monkeypatch, error, left, message):
     def verb(arguments):
         raise error
 
     monkeypatch.setattr(cli, "do_doctor", verb)
     code, out, err = status(capsys, "doctor")
-    assert (code, out) == (1, "") and message in err and err.count("\n") == 1
+    assert (code, out) == (left, "") and message in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [OSError(5, "I/O error"), ZeroDivisionError()])
@@ -145,20 +151,51 @@ def test_sensitivity_turns_its_options_into_settings_and_prints_what_was_found(
     assert status(capsys, "sensitivity", "r.toml", "--keep", "5%", "--snr", "3")[0] == 2
 
 
-def test_generate_passes_everything_on_and_names_the_file_after_prompt_and_seed(capsys, monkeypatch):
+def asked(monkeypatch):
+    """What `quaver generate` asks for, instead of making it."""
     seen = {}
-    monkeypatch.setattr(
-        "quaver.runtime.generate.generate_to_files", lambda *given, **named: seen.update(named, given=given) or []
-    )
-    options = "--seed 3 --steps 5 --guidance 2 --eta 1 --correct d2-stochastic --engine float"
-    argv = ["generate", "b", *options.split(), "--prompt"]
-    assert status(capsys, *argv, "A soft, low cello note!")[0] == 0
+
+    def note(*given, **named):
+        seen.update(named, given=given)
+        named["on_file"](given[-1])
+
+    monkeypatch.setattr("quaver.runtime.clips.generate_to_files", note)
+    return seen
+
+
+def test_generate_passes_everything_on_and_names_the_file_after_prompt_and_seed(capsys, monkeypatch):
+    seen = asked(monkeypatch)
+    options = "--seed 3 --sampler euler --steps 5 --guidance 2 --eta 1 --correct d2-stochastic --engine float --batch 2"
+    argv = ["generate", "b", *options.split(), "--missing", "--preview-every", "7", "--prompt"]
+    assert status(capsys, *argv, "A soft, low cello note!")[:2] == (0, "a-soft-low-cello-note-3.wav\n")
     bundle, prompts, seeds, out = seen.pop("given")
     assert (str(bundle), prompts, seeds, str(out)) == (
         "b", ["A soft, low cello note!"], [3], "a-soft-low-cello-note-3.wav"
     )  # fmt: skip
-    del seen["progress"]
-    assert seen == {"engine_file": "float", "steps": 5, "guidance": 2.0, "eta": 1.0, "correct": "d2-stochastic"}
+    del seen["progress"], seen["on_file"]
+    assert seen == {
+        "engine_file": "float", "sampler": "euler", "steps": 5, "guidance": 2.0, "eta": 1.0, "batch": 2,
+        "correct": "d2-stochastic", "missing": True, "preview_every": 7,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "pairs", "out"),
+    [
+        ("--prompt a --prompt b --seeds 0-2", [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2)], "clips"),
+        ("--prompt a --seed 4 --seed 2", [("a", 4), ("a", 2)], "clips"),
+        ("--prompts p.txt --out x", [("one note", 0), ("two", 0)], "x"),
+        ("--row 5 --row 0", [("row 5", 0), ("row 0", 0)], "clips"),
+        ("--row 5", [("row 5", 0)], "row-5-0.npy"),
+    ],
+)
+def test_every_prompt_is_drawn_with_every_seed(capsys, monkeypatch, tmp_path, options, pairs, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("one note\n\ntwo\n")
+    seen = asked(monkeypatch)
+    assert status(capsys, "generate", "b", *options.split())[0] == 0
+    _, prompts, seeds, place = seen["given"]
+    assert ([*zip(prompts, seeds, strict=True)], str(place)) == (pairs, out)
 
 
 def test_a_reader_that_stops_reading_is_no_error():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from quaver.runtime.artifact import Stamp, digest_file, save_json
+from quaver.runtime.backends.onnxruntime import OnnxEngine
 from quaver.runtime.bundle import Bundle
 
 C, T, F, D = 2, 4, 4, 6  # channels, time, frequency, embedding
@@ -150,3 +152,21 @@ def made_bundle(tmp_path_factory) -> Bundle:
 def tiny_bundle(made_bundle, tmp_path) -> Bundle:
     """A copy of the tiny bundle, to be broken."""
     return Bundle(Path(shutil.copytree(made_bundle.root, tmp_path / "tiny")))
+
+
+@pytest.fixture
+def spoil_engine(monkeypatch):
+    """A function that has the U-Net answer NaN in the last row of its batch at one of its calls, counted from 1."""
+
+    def spoil(call):
+        original, calls = OnnxEngine.__call__, itertools.count(1)
+
+        def spoiled(engine, feeds):
+            out = original(engine, feeds)
+            if "timestep" in feeds and next(calls) == call:
+                out[-1] = np.nan
+            return out
+
+        monkeypatch.setattr(OnnxEngine, "__call__", spoiled)
+
+    return spoil

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from quaver.runtime.artifact import Stamp
-from quaver.runtime.audio import read_wav
+from quaver.runtime.correct import Corrected
 from quaver.runtime.engine import open_engine
 from quaver.runtime.error_law import ErrorStats, save_stats
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError, RecipeError
@@ -19,12 +20,12 @@ from quaver.runtime.generate import (
     denoiser,
     generate,
     generate_from,
-    generate_to_files,
     initial_noise,
+    preview,
     step_noise,
 )
-from quaver.runtime.progress import quiet
 from quaver.runtime.sample import SamplingSettings, sample_ddim
+from quaver.runtime.samplers import PLANS
 from quaver.runtime.session import open_bundle, sampling_of
 
 PROMPTS = ["a soft low cello note", "a bright drum", "a low note", "cello", "drum"]
@@ -156,6 +157,26 @@ def test_an_unknown_correction_names_the_nearest(tiny_bundle):
 
 
 @pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"steps": 0}, "sampling.steps is 0, expected 1 or more"),
+        ({"steps": 1001}, "steps is 1001, expected 1 to 1000: this model was trained with 1000 timesteps"),
+        ({"steps": 1000}, "1000 steps start at timestep 1000, beyond the last one, 999: use fewer steps"),
+        ({"steps": 1000, "sampler": "dpmsolver++"}, "steps is 1000, expected 1 to 999"),
+        ({"eta": 1.5}, "sampling.eta is 1.5, expected 0 to 1"),
+        ({"eta": -0.1}, "sampling.eta is -0.1, expected 0 to 1"),
+        ({"eta": float("nan")}, "sampling.eta is nan, expected 0 to 1"),
+        ({"eta": 0.5, "sampler": "euler"}, "sampling.eta is 0.5, expected 0: euler has noise of its own, or none"),
+        ({"sampler": "eular"}, "unknown sampler 'eular'; did you mean 'euler'?"),
+        ({"guidance": float("inf")}, "sampling.guidance is inf, expected a finite number, 0 or more"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_one_line(made_bundle, asked, says):
+    with pytest.raises(QuaverError, match=f"{re.escape(says)}[^\\n]*$"):
+        run(made_bundle, **asked)
+
+
+@pytest.mark.parametrize(
     ("prompts", "seeds", "says"),
     [
         ([], [], "no prompt given"),
@@ -174,7 +195,7 @@ def test_a_prompt_longer_than_the_text_encoder_is_cut_with_a_warning(made_bundle
     with caplog.at_level(logging.WARNING, logger="quaver"):
         long, _ = run(made_bundle, ["a " * 7 + "cello"], [0])
         short, _ = run(made_bundle, ["a " * 7], [0])
-    assert "longer than 8 tokens" in caplog.text
+    assert "'a a a a a a a cello' is cut after token 8; what follows is not heard: 'cello'" in caplog.text
     np.testing.assert_array_equal(long, short)
 
 
@@ -190,37 +211,56 @@ def break_unet(bundle):
 
 def test_an_engine_that_returns_no_numbers_is_named_with_step_and_sample(tiny_bundle):
     break_unet(tiny_bundle)
-    with pytest.raises(EngineError, match=r"timestep 801 is not finite for seed 3, prompt 'a soft low cello note'"):
+    with pytest.raises(
+        EngineError, match=r"^step 1 of 5: .* timestep 801 is not finite for seed 3, prompt 'a soft low cello note'"
+    ):
         run(tiny_bundle)
 
 
-def test_one_clip_goes_into_its_file_and_several_into_a_folder(made_bundle, tmp_path):
-    paths = generate_to_files(made_bundle, PROMPTS[:1], [1], tmp_path / "new" / "cello.wav", progress=quiet())
-    assert paths == [tmp_path / "new" / "cello.wav"]
-    samples, rate = read_wav(paths[0])
-    assert (rate, samples.shape) == (16_000, (256,))
-    _, waveforms = run(made_bundle, PROMPTS[:1], [1])
-    np.testing.assert_allclose(samples, waveforms[0], atol=1 / 32767)
-    many = generate_to_files(made_bundle, PROMPTS, SEEDS, tmp_path / "clips", batch=2, progress=quiet())
-    assert [p.name for p in many] == [f"{i:03d}-seed{s}.wav" for i, s in enumerate(SEEDS, 1)]
-    assert all(p.exists() for p in many)
+def test_what_a_correction_of_ones_own_breaks_in_the_last_step_is_not_blamed_on_the_decoder(made_bundle, monkeypatch):
+    monkeypatch.setattr("quaver.runtime.generate.make_correct", lambda *_: lambda q, t, x: Corrected(q * np.nan))
+    with pytest.raises(EngineError, match=r"not finite: the latents of seed 3, .* \(1 of 1 samples\): .*correction"):
+        run(made_bundle, PROMPTS[:1], SEEDS[:1], steps=1)
 
 
-def test_several_clips_into_one_file_are_refused(made_bundle, tmp_path):
-    with pytest.raises(QuaverError, match="name a folder"):
-        generate_to_files(made_bundle, PROMPTS, SEEDS, tmp_path / "one.wav", progress=quiet())
+def test_the_first_batch_is_there_before_the_second_is_drawn(made_bundle):
+    steps = []
+    batches = generate(made_bundle, PROMPTS, SEEDS, batch=2, steps=4, on_step=steps.append)
+    assert steps == []
+    first = next(batches)
+    assert (first.seeds, first.waveforms.shape, len(steps)) == ((3, 1), (2, 256), 4)
+    assert [batch.seeds for batch in batches] == [(4, 1), (5,)]
+    assert len(steps) == 12
 
 
-def test_other_formats_are_refused_with_the_name_to_use(made_bundle, tmp_path):
-    with pytest.raises(QuaverError, match=r"name it cello\.wav"):
-        generate_to_files(made_bundle, PROMPTS[:1], [0], tmp_path / "cello.mp3", progress=quiet())
-    assert list(tmp_path.iterdir()) == []
+def test_an_engine_that_fails_in_the_second_batch_leaves_the_first(made_bundle, spoil_engine):
+    whole, _ = run(made_bundle, batch=2)
+    spoil_engine(call=7)  # five steps a batch: the second of the second
+    batches = generate(made_bundle, PROMPTS, SEEDS, batch=2)
+    np.testing.assert_array_equal(next(batches).latents, whole[:2])
+    with pytest.raises(EngineError, match=r"^step 2 of 5: .* timestep 601 is not finite for seed 1, prompt 'cello'"):
+        next(batches)
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(made_bundle, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="cannot write"):
-        generate_to_files(made_bundle, PROMPTS[:1], [0], tmp_path / "file" / "x.wav", progress=quiet())
+def test_a_step_shows_what_the_sample_would_be_by_then(made_bundle):
+    with open_bundle(made_bundle) as session:
+        settings, steps = sampling_of(session, sampler="euler", steps=4), []
+        drawn = next(generate_from(session, PROMPTS[:2], SEEDS[:2], settings, on_step=steps.append))
+        shown = [preview(session, step)["waveform"] for step in steps]
+        a = session.schedule.alpha_bar[int(steps[1].t)]
+    np.testing.assert_allclose(steps[1].x_0, (steps[1].x_t - np.sqrt(1 - a) * steps[1].eps) / np.sqrt(a), atol=1e-5)
+    np.testing.assert_array_equal(shown[3], drawn.waveforms)  # euler ends where there is no noise
+    assert all(np.abs(waveforms - drawn.waveforms).max() > 0.01 for waveforms in shown[:3])
+
+
+@pytest.mark.parametrize("sampler", PLANS)
+def test_every_sampler_draws_by_name_and_leaves_the_recipes_eta_to_its_own(tiny_bundle, sampler):
+    tiny_bundle.recipe.write_text("[sampling]\neta = 0.5\n")
+    latents, _ = run(tiny_bundle, PROMPTS[:1], SEEDS[:1], sampler=sampler)
+    with open_bundle(tiny_bundle) as session:
+        assert sampling_of(session, sampler=sampler).eta == (0.5 if sampler == "ddim" else 0.0)
+    plain, _ = run(tiny_bundle, PROMPTS[:1], SEEDS[:1])
+    assert (np.abs(latents - plain).max() > 0.01) == (sampler != "ddim")
 
 
 def test_an_open_session_generates_again_and_again_alike(made_bundle):

@@ -28,6 +28,13 @@ def test_a_terminal_sees_one_line_that_is_redrawn():
     assert stream.getvalue().splitlines()[-1].endswith(" s") and "2/2" in stream.getvalue()
 
 
+def test_a_bar_makes_room_for_what_is_printed_amid_it():
+    stream, plain = Terminal(), io.StringIO()
+    for progress in (Progress(stream), Progress(plain)):
+        progress.clear()
+    assert (stream.getvalue(), plain.getvalue()) == ("\r\x1b[K", "")
+
+
 def test_a_file_sees_one_line_at_the_end_even_when_the_work_fails():
     stream = io.StringIO()
     with pytest.raises(ZeroDivisionError), Progress(stream).bar(5, "stats") as bar:

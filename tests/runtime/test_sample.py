@@ -254,7 +254,7 @@ def test_noise_is_asked_for_when_the_sampler_adds_some():
         ({"steps": 0}, "1 or more"),
         ({"eta": 1.5}, "0 to 1"),
         ({"guidance": float("nan")}, "finite"),
-        ({"sampler": "eular"}, "ddim"),
+        ({"sampler": "eular"}, "did you mean 'euler'"),
         ({"sampler": "euler", "eta": 0.5}, "0: euler has noise of its own"),
     ],
 )

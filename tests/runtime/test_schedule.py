@@ -141,6 +141,11 @@ def test_impossible_step_counts_say_the_range(steps):
         timesteps(read_schedule(AUDIOLDM), steps)
 
 
+def test_a_timestep_beyond_the_last_one_says_the_range():
+    with pytest.raises(QuaverError, match="timestep 1000 is beyond the last one of this model, 999"):
+        alpha_bar_at(read_schedule(AUDIOLDM), 1000)
+
+
 def test_an_offset_beyond_the_last_timestep_says_so():
     with pytest.raises(QuaverError, match="use fewer steps"):
         timesteps(read_schedule(AUDIOLDM), 1000)

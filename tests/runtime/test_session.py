@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from quaver.runtime.artifact import Stamp, digest_file, save_json
 from quaver.runtime.errors import ArtifactError, RecipeError
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import open_bundle, sampling_of
@@ -56,6 +57,22 @@ def test_an_edited_component_is_noticed(tiny_bundle):
     shutil.copyfile(tiny_bundle.component("vocoder"), tiny_bundle.component("vae_decoder"))
     with pytest.raises(ArtifactError, match=r"vae_decoder\.onnx is not what was traced"):
         opened(tiny_bundle)
+
+
+def written(bundle, digest):
+    """A bundle whose files say what their graphs are."""
+    card = json.loads(bundle.card.read_text())
+    bundle.card.write_text(json.dumps({**card, "digests": {"unet.float.onnx": digest(bundle.float_unet)}}))
+    save_json(bundle.sites("ort-cpu"), {"digest": digest(bundle.qdq("ort-cpu"))}, Stamp("export"))
+    return bundle
+
+
+@pytest.mark.parametrize(("engine", "stage"), [("ort-cpu", "export"), ("float", "trace")])
+def test_an_edited_denoiser_is_noticed_with_the_stage_that_writes_it(tiny_bundle, engine, stage):
+    opened(written(tiny_bundle, digest_file), engine_file=engine)
+    wrong = written(tiny_bundle, lambda path: "sha256:0")
+    with pytest.raises(ArtifactError, match=rf"unet\.{engine}\.onnx is not what was written.*RECIPE --force {stage}'"):
+        opened(wrong, engine_file=engine)
 
 
 def test_what_is_no_bundle_is_said_so(tmp_path):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pytest
 
 from quaver.runtime.errors import ArtifactError, QuaverError
-from quaver.runtime.text import MAX_CHARACTERS, check_prompts, load_tokenizer, shown, tokenize
+from quaver.runtime.text import MAX_CHARACTERS, check_prompts, load_tokenizer, read_prompts, shown, tokenize
 
 
 def test_ids_do_not_depend_on_the_neighbours(made_bundle):
@@ -46,6 +47,30 @@ def test_a_prompt_may_be_as_long_as_the_limit_and_no_longer():
     check_prompts(["x" * MAX_CHARACTERS])
     with pytest.raises(QuaverError, match="at most 2000"):
         check_prompts(["x" * (MAX_CHARACTERS + 1)])
+
+
+def test_a_file_has_a_prompt_a_line_and_empty_lines_are_none(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa low note\r\n\n  caf\u00e9 piano \n".encode())
+    assert read_prompts(tmp_path / "prompts.txt") == ["a low note", "caf\u00e9 piano"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "No such file"), (b"\xff\xfe\x00", "it is not UTF-8"), (b" \n", "has no prompts: write one")],
+)
+def test_a_file_without_prompts_is_one_line(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "p.txt").write_bytes(content)
+    with pytest.raises(QuaverError, match=says):
+        read_prompts(tmp_path / "p.txt")
+
+
+def test_a_cut_prompt_is_told_once_with_the_token_and_what_is_lost(made_bundle, caplog):
+    with caplog.at_level(logging.WARNING, logger="quaver"):
+        tokenize(load_tokenizer(made_bundle.tokenizer), ["a low " * 4 + "cello drum", "a"] * 3)
+    assert [record.getMessage() for record in caplog.records] == [
+        "prompt 'a low a low a low a low cello drum' is cut after token 8; what follows is not heard: 'low cello drum'"
+    ]
 
 
 def test_prompts_are_shown_short_and_on_one_line():

@@ -1,0 +1,138 @@
+"""Clips as files: where they go, and what is left of them when something ends the run early."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from quaver.runtime.artifact import digest_folder
+from quaver.runtime.audio import read_wav
+from quaver.runtime.clips import generate_to_files, plan_files, slug, step_path
+from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
+from quaver.runtime.generate import generate
+from quaver.runtime.progress import quiet
+
+PROMPTS = ["a soft low cello note", "a bright drum", "a low note", "cello", "drum"]
+SEEDS = [3, 1, 4, 1, 5]
+NAMES = [
+    "001-a-soft-low-cello-note-seed3.wav",
+    "002-a-bright-drum-seed1.wav",
+    "003-a-low-note-seed4.wav",
+    "004-cello-seed1.wav",
+    "005-drum-seed5.wav",
+]
+
+
+def written(bundle, out, prompts=PROMPTS, seeds=SEEDS, **options):
+    return generate_to_files(bundle, prompts, seeds, out, threads=1, progress=quiet(), **options)
+
+
+def test_one_clip_goes_into_its_file_and_several_into_a_folder(made_bundle, tmp_path):
+    (path,) = written(made_bundle, tmp_path / "new" / "cello.wav", PROMPTS[:1], [1])
+    samples, rate = read_wav(path)
+    assert (path, rate, samples.shape) == (tmp_path / "new" / "cello.wav", 16_000, (256,))
+    drawn = next(generate(made_bundle, PROMPTS[:1], [1]))
+    np.testing.assert_allclose(samples, drawn.waveforms[0], atol=1 / 32767)
+    many = written(made_bundle, tmp_path / "clips", batch=2)
+    assert [path.name for path in many] == NAMES == sorted(path.name for path in (tmp_path / "clips").iterdir())
+
+
+@pytest.mark.parametrize("prompt", ["../../etc/passwd", "/tmp/x", "..", "a\0b", "\n", "C:\\x", "é" * 300, "a" * 2000])
+def test_no_prompt_leads_out_of_the_folder(tmp_path, prompt):
+    (path,) = plan_files(tmp_path / "clips", [prompt], [1])
+    assert path.parent == tmp_path / "clips"
+    assert set(slug(prompt)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and 0 < len(slug(prompt)) <= 40
+    path.touch()
+
+
+def test_a_folder_may_have_a_dot_in_its_name(tmp_path):
+    assert plan_files(tmp_path / "take.2", ["a", "b"], [0, 0])[1] == tmp_path / "take.2" / "002-b-seed0.wav"
+
+
+def test_several_clips_into_one_file_are_refused(made_bundle, tmp_path):
+    with pytest.raises(QuaverError, match="name a folder"):
+        written(made_bundle, tmp_path / "one.wav")
+
+
+def test_other_formats_are_refused_with_the_name_to_use(made_bundle, tmp_path):
+    with pytest.raises(QuaverError, match=r"name it cello\.wav"):
+        written(made_bundle, tmp_path / "cello.mp3", PROMPTS[:1], [0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(made_bundle, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot write"):
+        written(made_bundle, tmp_path / "file" / "x.wav", PROMPTS[:1], [0])
+
+
+def test_each_file_is_told_when_it_is_there_and_missing_makes_the_rest(made_bundle, tmp_path):
+    told = []
+    written(made_bundle, tmp_path, batch=2, on_file=lambda path: told.append((path.name, path.exists())))
+    assert told == [(name, True) for name in NAMES]
+    before = {name: (tmp_path / name).read_bytes() for name in NAMES}
+    for name in NAMES[1:3]:
+        (tmp_path / name).unlink()
+    assert [path.name for path in written(made_bundle, tmp_path, missing=True)] == NAMES[1:3]
+    assert {name: (tmp_path / name).read_bytes() for name in NAMES} == before
+    assert written(made_bundle, tmp_path, missing=True) == []
+
+
+def test_previews_lie_beside_the_clip(made_bundle, tmp_path):
+    paths = written(made_bundle, tmp_path, batch=2, steps=12, preview_every=4)
+    steps = [step_path(path, done, 12) for path in paths for done in (4, 8)]
+    assert steps[0].name == "001-a-soft-low-cello-note-seed3.step04.wav"
+    assert sorted(tmp_path.iterdir()) == sorted([*paths, *steps])
+    assert len({path.read_bytes() for path in [*paths, *steps]}) == 15
+    with pytest.raises(QuaverError, match="every -1 steps, expected every 1 or more"):
+        written(made_bundle, tmp_path, preview_every=-1)
+
+
+def test_an_engine_that_fails_in_the_second_batch_leaves_the_files_of_the_first(
+    made_bundle, tmp_path, spoil_engine, monkeypatch
+):
+    spoil_engine(call=7)
+    with pytest.raises(EngineError, match=r"step 2 of 5: .* seed 1, prompt 'cello'.* \(2 of 5 clips are written\)$"):
+        written(made_bundle, tmp_path, batch=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == NAMES[:2]
+    monkeypatch.undo()
+    written(made_bundle, tmp_path, batch=2, missing=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == NAMES
+
+
+def command(bundle, out, *options):
+    return [sys.executable, "-m", "quaver.exporter.cli", "generate", str(bundle.root), "--out", str(out), *options]
+
+
+def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(made_bundle, tmp_path):
+    options = ("--prompt", "cello", "--seeds", "0-499", "--steps", "40", "--batch", "1", "--quiet")
+    default = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  a job of a script ignores it
+    with subprocess.Popen(
+        command(made_bundle, tmp_path, *options), stdout=-1, stderr=-1, text=True, preexec_fn=default
+    ) as process:
+        first = process.stdout.readline().strip()
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=60)
+    paths = [first, *rest.split()]
+    assert process.returncode == 130
+    assert said == (
+        f"quaver: interrupted: {len(paths)} of 500 clips are written; the same command with --missing makes the rest\n"
+    )
+    assert sorted(map(str, tmp_path.iterdir())) == sorted(paths)
+    assert all(read_wav(path)[0].shape == (256,) for path in paths)
+
+
+def test_two_processes_read_one_bundle_while_a_third_holds_it_for_writing(tiny_bundle, tmp_path):
+    fcntl, out = pytest.importorskip("fcntl"), [tmp_path / f"{i}.wav" for i in range(2)]
+    with tiny_bundle.lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        before = digest_folder(tiny_bundle.root), sorted(os.listdir(tiny_bundle.root))
+        started = [subprocess.Popen(command(tiny_bundle, path, "--prompt", "cello", "--quiet")) for path in out]
+        assert [process.wait(timeout=60) for process in started] == [0, 0]
+    assert out[0].read_bytes() == out[1].read_bytes()
+    assert (digest_folder(tiny_bundle.root), sorted(os.listdir(tiny_bundle.root))) == before
