@@ -43,8 +43,13 @@ def relative_error(q: Array, y: Array) -> Array:
 
 def snr_db(q: Array, y: Array) -> Array:
     """Signal-to-noise ratio of `q` `[N, ...]` against `y`, per sample `[N]` in dB; infinite where they are equal."""
+    return decibels(relative_error(q, y))
+
+
+def decibels(relative: Array) -> Array:
+    """SNR in dB of relative errors of any shape, a drift `[S, N]` among them; infinite where there is none."""
     with np.errstate(divide="ignore"):
-        return -20.0 * np.log10(relative_error(q, y))
+        return -20.0 * np.log10(relative)
 
 
 def drift(q: Array, y: Array) -> Array:

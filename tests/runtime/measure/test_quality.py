@@ -60,3 +60,10 @@ def test_unequal_pairs_are_refused():
         quality.relative_error(np.ones((2, 3)), np.ones((3, 3)))
     with pytest.raises(ValueError, match=r"paired columns differ in length: \[2, 3\]"):
         quality.ratio_interval(np.ones(2), np.ones(3), rng=np.random.default_rng())
+
+
+def test_a_drift_of_a_tenth_is_twenty_decibels_at_every_step():
+    y = np.random.default_rng(0).normal(size=(3, 2, 8))
+    assert quality.decibels(quality.drift(y * np.array([1.1, 1.01, 1.0])[:, None, None], y))[:2] == pytest.approx(
+        np.array([[20.0, 20.0], [40.0, 40.0]])
+    )
