@@ -42,7 +42,8 @@ def denoiser(
 ) -> Denoise:
     """An engine as a guided denoiser x_t [B, C, T, F], t -> eps [B, C, T, F].
 
-    `cond` has a row per sample, `uncond` too or one for all; `names` say which sample an error is about.
+    `cond` has a row per sample, `uncond` too or one for all; `names` say which sample an error is about. What the
+    network says is guided first and made eps then, as pipelines do: the order decides the last bit.
     Raises, when called: EngineError for an output that is not finite; QuaverError for a fraction of a timestep.
     """
 
@@ -51,9 +52,10 @@ def denoiser(
         at = xp.full((x.shape[0],), whole(t), dtype=xp.int64, device=array_api_compat.device(x))
         out = engine(family.feeds(x, at, rows))
         check_finite(out, t, names)
-        return to_eps(out, x, t, schedule)
+        return out
 
-    return guide(predict, cond, uncond, guidance)
+    guided = guide(predict, cond, uncond, guidance)
+    return lambda x, t: to_eps(guided(x, t), x, t, schedule)
 
 
 def check_finite(out: Array, t: float, names: Sequence[str] | None = None) -> None:
