@@ -4,7 +4,10 @@
 
 (Dowson and Landau 1982, Eq. 4; used as FID by Heusel et al. 2017, as FAD by Kilgour et al. 2019.) The last trace is the
 sum of the singular values of S1^1/2 S2^1/2, with symmetric roots from an eigen-decomposition: real by construction,
-exact for singular covariances, no matrix square root of a non-symmetric product.
+exact for singular covariances, no matrix square root of a non-symmetric product. Of sets smaller than D, with S = A^T A
+and A the centred features over sqrt(N - 1), it is the sum of the singular values of A1 A2^T, of N x M numbers alone.
+
+A clip may have several frames of features, [N, F, D]: all frames of a set are one Gaussian.
 
 The estimate is biased upward at small N, so it means something only beside its floor: the distance of the reference to
 itself at the same N (`half_distances`).
@@ -21,12 +24,8 @@ Array = np.ndarray
 
 def moments(features: Array) -> tuple[Array, Array]:
     """Mean `[D]` and covariance `[D, D]` (divisor N - 1) of `features` `[N, D]`, in float64."""
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"features are [N, D] with N >= 2, got shape {features.shape}")
-    mean = features.mean(axis=0)
-    centred = features - mean
-    return mean, centred.T @ centred / (len(features) - 1)
+    mean, rows = _scaled(np.asarray(features, np.float64))
+    return mean, rows.T @ rows
 
 
 def root(covariance: Array) -> Array:
@@ -47,7 +46,25 @@ def frechet_distance(a: Array, b: Array) -> float:
     note = few_samples(min(len(a), len(b)), np.shape(a)[1])
     if note:
         warnings.warn(note, RuntimeWarning, stacklevel=2)
-    return frechet_gaussians(*moments(a), *moments(b))
+    return frechet_of_sets(a, b)
+
+
+def frechet_of_sets(a: Array, b: Array) -> float:
+    """Squared Frechet distance of feature sets `a` `[N, D]` or `[N, F, D]` and `b`, of any size above 1, unwarned."""
+    a, b = (np.asarray(x, np.float64).reshape(-1, np.shape(x)[-1]) for x in (a, b))
+    if min(len(a), len(b)) > a.shape[1]:
+        return frechet_gaussians(*moments(a), *moments(b))
+    (mean1, rows1), (mean2, rows2) = _scaled(a), _scaled(b)
+    cross = np.linalg.svd(rows1 @ rows2.T, compute_uv=False).sum()
+    return float(max(np.sum((mean1 - mean2) ** 2) + np.sum(rows1**2) + np.sum(rows2**2) - 2 * cross, 0.0))
+
+
+def _scaled(features: Array) -> tuple[Array, Array]:
+    """Mean `[D]`, and A `[N, D]` whose A^T A is the covariance."""
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"features are [N, D] with N >= 2, got shape {features.shape}")
+    mean = features.mean(axis=0)
+    return mean, (features - mean) / np.sqrt(len(features) - 1)
 
 
 def few_samples(count: int, dimensions: int) -> str | None:
@@ -71,6 +88,6 @@ def half_distances(
     """
     size = len(reference) // 2
     pairs = [rng.permutation(len(reference))[: 2 * size].reshape(2, size) for _ in range(splits)]
-    floor = [frechet_gaussians(*moments(reference[i]), *moments(reference[j])) for i, j in pairs]
-    distance = [frechet_gaussians(*moments(candidate[i]), *moments(reference[j])) for i, j in pairs]
+    floor = [frechet_of_sets(reference[i], reference[j]) for i, j in pairs]
+    distance = [frechet_of_sets(candidate[i], reference[j]) for i, j in pairs]
     return np.array(floor), np.array(distance)

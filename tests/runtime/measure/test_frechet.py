@@ -63,3 +63,24 @@ def test_halves_of_one_set_give_the_floor_and_a_shift_shows_above_it():
 def test_features_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"features are \[N, D\] with N >= 2, got shape \(1, 3\)"):
         frechet.moments(np.ones((1, 3)))
+
+
+def test_sets_smaller_than_their_dimensions_give_what_their_covariances_give():
+    rng = np.random.default_rng(6)
+    a, b = rng.normal(size=(30, 50)), rng.normal(0.2, 1.3, size=(40, 50))
+    expected = frechet.frechet_gaussians(*frechet.moments(a), *frechet.moments(b))
+    assert frechet.frechet_of_sets(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_frames_of_clips_are_pooled():
+    a, b = np.random.default_rng(7).normal(size=(2, 20, 3, 4))
+    assert frechet.frechet_of_sets(a, b) == frechet.frechet_of_sets(a.reshape(60, 4), b.reshape(60, 4))
+
+
+def test_statement_21_holds_for_the_frechet_distance():
+    """Statement 21: identical sets are at 0, known Gaussians at the closed form, small sets warn."""
+    x = np.random.default_rng(8).normal(size=(50, 6))
+    assert frechet.frechet_of_sets(x, x) < 1e-6 * np.trace(frechet.moments(x)[1])
+    assert frechet.frechet_gaussians(np.zeros(2), np.eye(2), np.ones(2), 4 * np.eye(2)) == pytest.approx(4.0, rel=1e-6)
+    with pytest.warns(RuntimeWarning, match="use more than 6 samples"):
+        frechet.frechet_distance(x[:6], x)
