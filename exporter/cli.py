@@ -169,6 +169,9 @@ def add_generate(verbs: argparse._SubParsersAction, shared: argparse.ArgumentPar
     verb.add_argument("--guidance", metavar="W", type=float, help="how hard the prompt pulls (default: the recipe's)")
     verb.add_argument("--eta", metavar="E", type=float, help="of ddim, 0 deterministic to 1 (default: the recipe's)")
     verb.add_argument("--correct", metavar="NAME", default="none", help="none (default), auto, d2-local, ptqd, ..")
+    verb.add_argument(
+        "--interpolate-stats", action="store_true", help="correct timesteps between those that were fitted, too"
+    )
     verb.add_argument("--engine", metavar="NAME", help="float, or a target of the bundle (default: ort-cpu)")
     verb.add_argument("--batch", metavar="N", type=int, default=4, help="clips drawn together (default 4)")
     verb.add_argument(
@@ -294,6 +297,7 @@ def do_generate(arguments: argparse.Namespace) -> list[Path]:
         guidance=arguments.guidance,
         eta=arguments.eta,
         correct=arguments.correct,
+        interpolate=arguments.interpolate_stats,
         batch=arguments.batch,
         missing=arguments.missing,
         preview_every=arguments.preview_every,

@@ -46,6 +46,7 @@ def generate_to_files(
     guidance: float | None = None,
     eta: float | None = None,
     correct: str = "none",
+    interpolate: bool = False,
     batch: int = 4,
     missing: bool = False,
     preview_every: int | None = None,
@@ -82,7 +83,17 @@ def generate_to_files(
                     for path in write(session, names, step.x_0, preview(session, step)):
                         on_file(path)
 
-            for drawn in generate_from(session, texts, numbers, settings, correct=correct, batch=batch, on_step=look):
+            batches = generate_from(
+                session,
+                texts,
+                numbers,
+                settings,
+                correct=correct,
+                interpolate=interpolate,
+                batch=batch,
+                on_step=look,
+            )
+            for drawn in batches:
                 for path in write(session, paths[len(written) :], drawn.latents, drawn.decoded):
                     written.append(path)
                     on_file(path)

@@ -70,6 +70,7 @@ def generate(
     guidance: float | None = None,
     eta: float | None = None,
     correct: str = "none",
+    interpolate: bool = False,
     batch: int = 4,
     decode: bool = True,
     threads: int | None = None,
@@ -78,6 +79,7 @@ def generate(
     """Generate one sample per pair of `prompts` [N] and `seeds` [N], batch by batch, in order.
 
     `engine_file` is a target's name (None: "ort-cpu"), "float" or a path; what is None is the bundle's own setting.
+    `interpolate` has error statistics serve timesteps between those they were fitted at.
     Raises: QuaverError for bad prompts or seeds, before anything is opened; ArtifactError and EngineError as
     `open_bundle` and `generate_from` do.
     """
@@ -87,7 +89,15 @@ def generate(
         with open_bundle(bundle, engine_file=engine_file, threads=threads) as session:
             settings = sampling_of(session, sampler=sampler, steps=steps, guidance=guidance, eta=eta)
             yield from generate_from(
-                session, prompts, seeds, settings, correct=correct, batch=batch, decode=decode, on_step=on_step
+                session,
+                prompts,
+                seeds,
+                settings,
+                correct=correct,
+                interpolate=interpolate,
+                batch=batch,
+                decode=decode,
+                on_step=on_step,
             )
 
     return batches()
@@ -100,6 +110,7 @@ def generate_from(
     settings: SamplingSettings,
     *,
     correct: str = "none",
+    interpolate: bool = False,
     batch: int = 4,
     decode: bool = True,
     on_step: OnStep | None = None,
@@ -110,7 +121,7 @@ def generate_from(
     answers with what is not finite.
     """
     check_pairs(prompts, seeds, batch)
-    stats = session_stats(session, settings) if correct != "none" else None
+    stats = session_stats(session, settings, interpolate=interpolate) if correct != "none" else None
     for start in range(0, len(seeds), batch):
         part = slice(start, start + batch)
         yield draw(session, prompts[part], seeds[part], settings, correct, stats, decode, on_step)

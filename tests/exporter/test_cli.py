@@ -166,7 +166,7 @@ def asked(monkeypatch):
 def test_generate_passes_everything_on_and_names_the_file_after_prompt_and_seed(capsys, monkeypatch):
     seen = asked(monkeypatch)
     options = "--seed 3 --sampler euler --steps 5 --guidance 2 --eta 1 --correct d2-stochastic --engine float --batch 2"
-    argv = ["generate", "b", *options.split(), "--missing", "--preview-every", "7", "--prompt"]
+    argv = ["generate", "b", *options.split(), "--interpolate-stats", "--missing", "--preview-every", "7", "--prompt"]
     assert status(capsys, *argv, "A soft, low cello note!")[:2] == (0, "a-soft-low-cello-note-3.wav\n")
     bundle, prompts, seeds, out = seen.pop("given")
     assert (str(bundle), prompts, seeds, str(out)) == (
@@ -175,7 +175,7 @@ def test_generate_passes_everything_on_and_names_the_file_after_prompt_and_seed(
     del seen["progress"], seen["on_file"]
     assert seen == {
         "engine_file": "float", "sampler": "euler", "steps": 5, "guidance": 2.0, "eta": 1.0, "batch": 2,
-        "correct": "d2-stochastic", "missing": True, "preview_every": 7,
+        "correct": "d2-stochastic", "interpolate": True, "missing": True, "preview_every": 7,
     }  # fmt: skip
 
 

@@ -132,6 +132,18 @@ def test_statistics_of_other_settings_are_refused(tiny_bundle, other, says):
         run(tiny_bundle, correct="d2-deterministic", **other)
 
 
+def test_statistics_between_the_fitted_timesteps_serve_when_asked_for(tiny_bundle):
+    save_stats(
+        tiny_bundle.error_stats("ort-cpu"), fit(tiny_bundle, SamplingSettings(steps=5, guidance=2.0)), Stamp("stats")
+    )
+    asked = {"steps": 4, "correct": "d2-deterministic"}
+    with pytest.raises(ArtifactError, match="steps 5, now 4"):
+        run(tiny_bundle, **asked)
+    served, _ = run(tiny_bundle, **asked, interpolate=True)
+    plain, _ = run(tiny_bundle, steps=4)
+    assert 0 < np.abs(served - plain).max() < 0.5
+
+
 def test_statistics_of_an_engine_that_changed_are_refused(tiny_bundle):
     save_stats(
         tiny_bundle.error_stats("ort-cpu"), fit(tiny_bundle, SamplingSettings(steps=5, guidance=2.0)), Stamp("stats")
