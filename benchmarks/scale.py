@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import publish
-from quaver.calib import activations, capture, comparison, error_stats, ranges, trajectories
+from quaver.calib import activations, capture, error_stats, evidence, ranges, trajectories
 from quaver.calib.capture import CaptureSettings
 from quaver.calib.comparison import Pair
 from quaver.calib.error_stats import StatsSettings
@@ -136,7 +136,7 @@ def scaled(row: Mapping[str, Any], job: Job, workers: int) -> dict[str, float]:
 JOBS: dict[str, tuple[Callable[[Bundle, int], Job], Merge]] = {
     "capture": (capture_job, lambda files, shards: capture.merge_shards(files)),
     "ranges": (ranges_job, ranges.merge_shards),
-    "stats": (stats_job, lambda files, shards: comparison.merge_shards(files)),
+    "stats": (stats_job, lambda files, shards: evidence.merge_shards(files)),
 }
 
 

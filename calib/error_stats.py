@@ -5,37 +5,40 @@
     mean   (mu_q, mu_D)           cov   [[C00, C01], [C01, C11]], count - 1 in the denominator, per timestep
 
 D2-DPM (arXiv:2408.11275), Algorithm 1, lines 1-2. x_t comes from the float engine's own trajectories (teacher forcing)
-at the guidance scale, steps and eta in use: the statistics belong to these and to the engine, and say so (`Binding`).
+or from another teacher's (`comparison`), at the guidance scale, steps and eta in use: the statistics belong to these
+and to the engine, and say so (`Binding`).
 Everything is in eps: a network that predicts v or x_0 is converted first (D_e = sqrt(alpha_bar) D_v). A group is a
 channel (default) or the whole tensor; the pairs of a group are all its elements over all trajectories. With them goes
 what a neighbourhood of q and x_t says of D, and how much of either law holds where it was not fitted (`local_law`).
 
-The published code first drops pairs with |D - mean| > 4 std, which biases C11 low; nothing finite is dropped here. What
-the engine answers that is not finite is dropped, and counted.
+The published code first drops pairs with |D - mean| > 4 std, which biases C11 low: `trim`, off unless it is asked for.
+What the engine answers that is not finite is dropped, and counted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import reduce
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from quaver.calib.comparison import Pair, Seen, merge_shards, unchecked_denoiser
+from quaver.calib.closed_loop import close
+from quaver.calib.comparison import Pair, Teacher, unchecked_denoiser
+from quaver.calib.error_fit import Fitted, fit
 from quaver.calib.error_path import Part, fit_path
-from quaver.calib.fanout import HERE, Fanout, Work, clear, map_shards
+from quaver.calib.evidence import Seen, gather
+from quaver.calib.explained import explained
+from quaver.calib.fanout import HERE, Fanout, Work, clear
 from quaver.calib.fanout import KIND as SHARD
-from quaver.calib.local_law import fit_laws
-from quaver.calib.moments import Joint, covariance, merge_joint
 from quaver.calib.prompts import load_prompts
 from quaver.calib.trajectories import Shard, split_prompts
-from quaver.runtime.artifact import Stamp, digest_json
+from quaver.runtime.artifact import Stamp, digest_file, digest_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
-from quaver.runtime.error_law import Binding, ErrorStats, Gaussian, Local, error_law, save_stats
+from quaver.runtime.error_law import Local, save_stats
 from quaver.runtime.errors import EngineError, RecipeError
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import SamplingSettings, visited
@@ -54,16 +57,35 @@ class StatsSettings:
     granularity: Literal["channel", "tensor"] = "channel"  # one Gaussian per latent channel, or one for all of them
     closed: int = 256  # trajectories that the closed-loop law is fitted on at most: the first ones, all at once
     neighbourhood: int = 3  # places k x k of q and x_t that the local law reads: 1, 3, 5 or 7
+    trim: float = 0.0  # deviations beyond which an error is left out of the Gaussian; 0: none is, the authors' code: 4
+    teacher: Teacher = "float"  # whose x_t: the float engine's, the quantized one's, or the corrected one's
+    rounds: int = 3  # of the corrected teacher at most
+    simulated: bool = False  # also fit the quantized graph executed in floats, to compare
     target: str = "ort-cpu"  # the engine to fit, unet.<target>.onnx, as onnxruntime runs it
     batch: int = 8  # trajectories run together
     seed: int = 2_000_000  # of the first trajectory; capture counts from 1,000,000, validation from below that
 
     def __post_init__(self) -> None:
-        for name, least in {"trajectories": 1, "closed": 1, "batch": 1, "seed": 0}.items():
+        for name, least in {"trajectories": 1, "closed": 1, "rounds": 1, "batch": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise RecipeError(f"stats.{name} is {getattr(self, name)}, expected {least} or more")
+        if not (self.trim == 0.0 or 1.0 <= self.trim < math.inf):
+            raise RecipeError(f"stats.trim is {self.trim:g}, expected 0 (off) or 1 and more deviations")
+        if self.teacher not in get_args(Teacher):
+            raise RecipeError(f"stats.teacher is {self.teacher!r}, expected one of {', '.join(get_args(Teacher))}")
         if self.neighbourhood not in (1, 3, 5, 7):
             raise RecipeError(f"stats.neighbourhood is {self.neighbourhood}, expected 1, 3, 5 or 7")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Trajectories to collect on: their shards, the folder of what they give, and who runs them."""
+
+    shards: Sequence[Shard]
+    folder: Path
+    key: str
+    fanout: Fanout
+    progress: Progress
 
 
 def collect_error_stats(
@@ -76,40 +98,93 @@ def collect_error_stats(
     fanout: Fanout = HERE,
 ) -> Path:
     """Write error_stats.<target>.safetensors: timesteps [S], mean [S, C|1, 2], cov [S, C|1, 2, 2], count [S] float64,
-    and the parts `local` and `path` of `ErrorStats`.
+    and the parts of `ErrorStats`.
 
-    `meta` holds the binding and, per timestep, the share of the error's variance that the output explains, and of the
-    squared error that either law takes off where it was not fitted.
+    `meta` holds the binding; per timestep the share of the error's variance that the output explains, and of the
+    squared error that either law takes off where it was not fitted; what trimming did; the error of every round.
     Raises: EngineError when an engine gives nothing finite at a timestep.
     """
     texts, folder = [row["text"] for row in load_prompts(bundle, "calib")], bundle.shards("stats")
     shards = split_prompts([texts[i % len(texts)] for i in range(settings.trajectories)], settings.seed, settings.batch)
-    pair = Pair(Bundle(bundle.root.resolve()), settings.target, settings.neighbourhood, sampling)
-    work = Work(OPEN, pair, digest_json([asdict(stamp), asdict(settings), asdict(sampling)]))
-    label = f"stats {settings.target}"
-    seen, bound = merge_shards(map_shards(work, shards, folder, fanout=fanout, progress=progress, label=label))
-    at = visited(sampling, load_schedule(bundle.scheduler))
+    key = digest_json([asdict(stamp), asdict(settings), asdict(sampling)])
+    pair = Pair(
+        Bundle(bundle.root.resolve()),
+        settings.target,
+        settings.neighbourhood,
+        sampling,
+        settings.trim,
+        settings.simulated,
+        "float" if settings.teacher == "corrected" else settings.teacher,
+    )
+    collection = Collection(shards, folder, key, fanout, progress)
+    fitted, meta = fit_gaussian(pair, settings, collection)
+    report(fitted, progress)
+    stats, held = fitted.stats, fitted.held
+    if stats.local is not None:
+        some = shards[: -(-settings.closed // settings.batch)]
+        law, on_path = follow(pair, some, folder / "path.safetensors", Stamp(SHARD, settings=key), progress)
+        stats, held = replace(stats, path=law), {**held, "path": on_path.mean(axis=1).tolist()}
+    meta |= {"explained": explained(stats), "held_out": held, "dropped": fitted.dropped, "trimmed": fitted.trimmed}
+    path = save_stats(bundle.error_stats(settings.target), stats, stamp, meta={**meta, "settings": asdict(settings)})
+    clear(folder)
+    return path
+
+
+def fit_gaussian(pair: Pair, settings: StatsSettings, collection: Collection) -> tuple[Fitted, dict[str, Any]]:
+    """The Gaussian on the trajectories of the teacher; of a corrected one with the error of every `round`."""
+
+    def again(before: Fitted, number: int) -> tuple[Fitted, float]:
+        folder = collection.folder / f"round-{number}"
+        law = replace(before.stats, local=None, branches=None, simulated=None)
+        saved = save_stats(folder / "law.safetensors", law, Stamp(SHARD)).resolve()
+        led = replace(pair, teacher="corrected", law=saved)
+        key = digest_json([collection.key, digest_file(saved)])
+        following, seen = fit_on(led, settings, replace(collection, folder=folder, key=key))
+        error = float(seen.loss[0] / seen.loss[1]) if seen.loss[1] else math.inf
+        collection.progress.say(f"stats  round {number}: with the law before, finished latents are {error:.2%} off")
+        return following, error
+
+    fitted, _ = fit_on(pair, settings, collection)
+    if settings.teacher != "corrected":
+        return fitted, {}
+    fitted, errors = close(fitted, again, settings.rounds)
+    return fitted, {"rounds": errors}
+
+
+def fit_on(pair: Pair, settings: StatsSettings, collection: Collection) -> tuple[Fitted, Seen]:
+    """The statistics of one pass over all trajectories, and what was seen."""
+    seen, bound = gather(
+        Work(OPEN, pair, collection.key),
+        collection.shards,
+        collection.folder,
+        fanout=collection.fanout,
+        progress=collection.progress,
+        label=f"stats {pair.target}",
+    )
+    at = visited(pair.sampling, load_schedule(pair.bundle.scheduler))
     counts = seen.halves.count.sum(axis=0)
     if counts.min() < 2:
         raise EngineError(
-            f"{settings.target} gives nothing finite at timestep {at[counts.argmin()]}: run 'quaver show' on"
-            f" {bundle.qdq(settings.target).name}, or collect wider ranges"
+            f"{pair.target} gives nothing finite at timestep {at[counts.argmin()]}: run 'quaver show' on"
+            f" {pair.bundle.qdq(pair.target).name}, or collect wider ranges"
         )
-    stats, held = fit(seen, at, bound, settings)
-    share = explained(stats)
-    meta = {"explained": share, "held_out": held, "dropped": seen.dropped, "settings": asdict(settings)}
-    lost = f", {seen.dropped.sum()} answers that were not finite left out" if seen.dropped.any() else ""
+    return fit(seen, at, bound, k=pair.neighbourhood, tensor=settings.granularity == "tensor"), seen
+
+
+def report(fitted: Fitted, progress: Progress) -> None:
+    """Say what was fitted."""
+    share = explained(fitted.stats)
+    lost = f", {fitted.dropped.sum()} answers that were not finite left out" if fitted.dropped.any() else ""
     progress.say(f"stats  the output explains {share.min():.1%} to {share.max():.1%} of its error's variance{lost}")
-    if "local" in held:
-        low, high = min(held["local"]), max(held["local"])
+    if "local" in fitted.held:
+        low, high = min(fitted.held["local"]), max(fitted.held["local"])
         progress.say(f"stats  with its neighbourhood and x_t, elsewhere, {low:.1%} to {high:.1%}")
-    if stats.local is not None:
-        first = shards[: -(-settings.closed // settings.batch)]
-        law, on_path = follow(pair, first, folder / "path.safetensors", Stamp(SHARD, settings=work.key), progress)
-        stats, held["path"] = replace(stats, path=law), on_path.mean(axis=1).tolist()
-    path = save_stats(bundle.error_stats(settings.target), stats, stamp, meta=meta)
-    clear(folder)
-    return path
+    if fitted.trimmed["share"].any():
+        share, C11, rho = (fitted.trimmed[name] for name in ("share", "C11", "rho^2"))
+        progress.say(
+            f"stats  trimming left out up to {share.max():.2%}: C11 is {C11.min():.3f} to {C11.max():.3f} of that of"
+            f" all pairs, rho^2 moves by {rho.min():+.1%} to {rho.max():+.1%}"
+        )
 
 
 def follow(
@@ -129,45 +204,3 @@ def follow(
         return fit_path(
             parts, shards, moves, shape, pair.neighbourhood, clip=clip, state=state, stamp=stamp, progress=progress
         )
-
-
-def fit(
-    seen: Seen, at: np.ndarray, bound: Binding, settings: StatsSettings
-) -> tuple[ErrorStats, dict[str, list[float]]]:
-    """The statistics of what was seen, and per timestep the share of the squared error that each law takes off on the
-    half that had no part in its fit ({} where a half is empty).
-    """
-    joint, halves = seen.channels, seen.halves
-    if settings.granularity == "tensor":
-        joint = pool(joint)
-    mean, cov = joint.mean, covariance(joint)
-    both = Gaussian(mean[..., 2:], cov[..., 2:, 2:]) if mean.shape[-1] > 2 else None
-    stats = ErrorStats(at, mean[..., :2], cov[..., :2, :2], joint.count[:, 0], bound, branches=both)
-    if halves.count.min() < 2:
-        return stats, {}
-    C, k, S = bound.latent_shape[0], settings.neighbourhood, len(at)
-    steps = [tuple(Joint(h.count[s], h.mean[s], h.m2[s]) for h in _halves(halves)) for s in range(S)]
-    channel, local = zip(*(fit_laws((a, b), C, k) for a, b in steps), strict=True)
-    weight = np.stack([W for (W, _), _ in local]).reshape(S, C, 2 * C, k, k).astype(np.float32)
-    rest = np.stack([held.rest for _, held in local]) / 2  # two halves
-    found = Local(weight, np.stack([b for (_, b), _ in local]), rest)
-    shares = {"channel": [held.share for _, held in channel], "local": [held.share for _, held in local]}
-    return replace(stats, local=found), shares
-
-
-def _halves(joint: Joint) -> tuple[Joint, Joint]:
-    first, second = (Joint(joint.count[h], joint.mean[h], joint.m2[h]) for h in (0, 1))
-    return first, second
-
-
-def pool(joint: Joint) -> Joint:
-    """Joint moments [S, 1] of all groups [S, G] together."""
-    groups = [Joint(joint.count[:, [g]], joint.mean[:, [g]], joint.m2[:, [g]]) for g in range(joint.count.shape[1])]
-    return reduce(merge_joint, groups)
-
-
-def explained(stats: ErrorStats) -> np.ndarray:
-    """rho^2 [S]: the share of the error's variance that the output explains, over the groups weighted by variance."""
-    law, variance = error_law(stats), np.maximum(stats.cov[..., 1, 1], 0.0)
-    total = variance.sum(axis=1)
-    return np.divide((law.rho**2 * variance).sum(axis=1), total, out=np.zeros_like(total), where=total > 0)

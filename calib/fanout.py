@@ -81,17 +81,27 @@ class Task:
 
 
 def map_shards(
-    work: Work, shards: Sequence[Shard], folder: Path, *, fanout: Fanout = HERE, progress: Progress, label: str
+    work: Work,
+    shards: Sequence[Shard],
+    folder: Path,
+    *,
+    fanout: Fanout = HERE,
+    progress: Progress,
+    label: str,
+    first: int = 0,
 ) -> Iterator[Path]:
     """The files of all shards in their order, each as soon as it and those before it are there.
 
+    Those before number `first` are not asked for any more: the caller has what they gave.
     Raises: EngineError when workers die again and again on the same shard; whatever `work` raises.
     """
     tasks = [plan(work, shard, Path(folder).resolve() / f"{i:06}.safetensors") for i, shard in enumerate(shards)]
+    tasks, total = tasks[first:], len(tasks)
     there = {task.path for task in tasks if is_done(task)}
-    if there:
-        progress.say(f"{label}  {len(there)} of {len(tasks)} shards are there already")
-    with progress.bar(len(tasks), f"{label}, shards") as bar, closing(run_tasks(work, tasks, there, fanout)) as done:
+    if first or there:
+        progress.say(f"{label}  {first + len(there)} of {total} shards are there already")
+    with progress.bar(total, f"{label}, shards") as bar, closing(run_tasks(work, tasks, there, fanout)) as done:
+        bar.step(first)
         for task in tasks:
             if task.path not in there:
                 next(done)

@@ -10,8 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from quaver.calib.comparison import Seen, from_tensors, look, to_tensors
-from quaver.calib.error_stats import StatsSettings, collect_error_stats, explained, pool
+from quaver.calib.comparison import look
+from quaver.calib.error_fit import pool
+from quaver.calib.error_stats import StatsSettings, collect_error_stats
+from quaver.calib.evidence import Seen, from_tensors, to_tensors
+from quaver.calib.explained import explained
 from quaver.calib.local_law import pairs
 from quaver.calib.moments import Joint, covariance, merge_joint, no_joint
 from quaver.runtime.artifact import Stamp, digest_file, load_tensors
