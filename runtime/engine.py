@@ -20,6 +20,7 @@ Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
 
 BACKENDS = {
     "onnxruntime": "quaver.runtime.backends.onnxruntime:open_engine",
+    "tensorrt": "quaver.runtime.backends.tensorrt:open_engine",
     "eager": "quaver.runtime.backends.eager:open_engine",
 }
 
@@ -48,11 +49,14 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-def open_engine(source: Path | Any, *, backend: str = "onnxruntime", threads: int | None = None) -> Engine:
-    """Open an ONNX file, or whatever else `backend` runs (`eager`: a torch module); threads None means all cores.
+def open_engine(source: Path | Any, *, backend: str | None = None, threads: int | None = None) -> Engine:
+    """Open an ONNX file or a plan, or whatever else `backend` runs (`eager`: a torch module); threads None means all
+    cores, backend None the one of the file's suffix.
 
     Raises: RecipeError for an unknown backend; EngineError when the engine cannot be opened.
     """
+    if backend is None:
+        backend = "tensorrt" if str(source).endswith(".plan") else "onnxruntime"
     return plug(backend, BACKENDS, what="backend")(source, threads=threads)
 
 
