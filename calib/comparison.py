@@ -40,7 +40,7 @@ from quaver.runtime.measure.quality import relative_error
 from quaver.runtime.sample import SAMPLERS, Denoise, SamplingSettings
 from quaver.runtime.samplers import whole
 from quaver.runtime.schedule import to_eps
-from quaver.runtime.session import FLOAT, Session, open_bundle
+from quaver.runtime.session import FLOAT, Session, find_engine, open_bundle
 
 Teacher = Literal["float", "quantized", "corrected"]
 Said = Callable[[np.ndarray, float], np.ndarray]  # x_t [B, C, T, F], t -> eps [1|3, B, C, T, F]: guided, u, c
@@ -73,11 +73,11 @@ class Engines:
 @contextmanager
 def open_pair(pair: Pair, *, threads: int | None) -> Iterator[Compute]:
     """The function from a shard to what is seen of it, with all engines open."""
-    path = pair.bundle.qdq(pair.target)
+    graph, (path, _) = pair.bundle.qdq(pair.target), find_engine(pair.bundle, pair.target)
     with ExitStack() as stack:
         session = stack.enter_context(open_bundle(pair.bundle, engine_file=FLOAT, threads=threads))
         engine = stack.enter_context(open_engine(path, threads=threads))
-        other = stack.enter_context(open_simulated(path, threads=threads)) if pair.simulated else None
+        other = stack.enter_context(open_simulated(graph, threads=threads)) if pair.simulated else None
         engines = Engines(session, engine, other, load_stats(pair.law) if pair.law else None)
         bound = asdict(binding(replace(session, engine=engine), pair.sampling, reference=session.engine.digest))
 

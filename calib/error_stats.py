@@ -44,7 +44,7 @@ from quaver.runtime.progress import Progress
 from quaver.runtime.sample import SamplingSettings, visited
 from quaver.runtime.samplers import plan
 from quaver.runtime.schedule import load_schedule
-from quaver.runtime.session import FLOAT, open_bundle
+from quaver.runtime.session import FLOAT, find_engine, open_bundle
 
 OPEN = "quaver.calib.comparison:open_pair"
 
@@ -61,7 +61,7 @@ class StatsSettings:
     teacher: Teacher = "float"  # whose x_t: the float engine's, the quantized one's, or the corrected one's
     rounds: int = 3  # of the corrected teacher at most
     simulated: bool = False  # also fit the quantized graph executed in floats, to compare
-    target: str = "ort-cpu"  # the engine to fit, unet.<target>.onnx, as onnxruntime runs it
+    target: str = "ort-cpu"  # the engine to fit: unet.<target>.onnx, or the plan of one for TensorRT
     batch: int = 8  # trajectories run together
     seed: int = 2_000_000  # of the first trajectory; capture counts from 1,000,000, validation from below that
 
@@ -192,7 +192,8 @@ def follow(
 ) -> tuple[Local, np.ndarray]:
     """What keeps the engine on the float model's path, fitted in this process (`error_path`)."""
     bundle, sampling = pair.bundle, pair.sampling
-    with open_bundle(bundle, engine_file=FLOAT) as session, open_engine(bundle.qdq(pair.target)) as engine:
+    path, _ = find_engine(bundle, pair.target)
+    with open_bundle(bundle, engine_file=FLOAT) as session, open_engine(path) as engine:
         parts, start = [], 0
         for shard in shards:
             cond = session.family.embed(session.parts, list(shard.texts))

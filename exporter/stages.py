@@ -229,7 +229,7 @@ STAGES = (
         "fit the error of the engine per timestep",
         "quaver.calib.error_stats:collect_error_stats",
         settings=("stats", "sampling"),
-        reads=lambda b, r: [b.prompts, b.float_unet, b.qdq(r.stats.target), *conditioning(b)],
+        reads=lambda b, r: [b.prompts, b.float_unet, b.engine(r.stats.target), *conditioning(b)],
         writes=lambda b, r: [b.error_stats(r.stats.target)],
         sharded=True,
     ),
@@ -241,7 +241,7 @@ STAGES = (
         reads=lambda b, r: [
             b.prompts,
             b.float_unet,
-            b.qdq(r.validate.target),
+            b.engine(r.validate.target),
             b.error_stats(r.validate.target),
             b.card,
             *present(*traced(b), b.plan_sidecar(PLANS)),

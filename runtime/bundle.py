@@ -135,6 +135,10 @@ class Bundle:
         """The TensorRT plan for a target."""
         return self.root / f"unet.{target}.plan"
 
+    def engine(self, target: str) -> Path:
+        """What runs for a target: the plan of one of TensorRT's, the graph of any other."""
+        return self.plan(target) if target.startswith("tensorrt") else self.qdq(target)
+
     def plan_sidecar(self, target: str) -> Path:
         """Versions, compute capabilities, kernel types and stamp of that plan."""
         return self.root / f"unet.{target}.plan.json"

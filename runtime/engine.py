@@ -36,6 +36,10 @@ class Engine(Protocol):
     def digest(self) -> str:
         """Digest of what is run, "sha256:<64 hex>"."""
 
+    @property
+    def backend(self) -> str:
+        """What runs it, a name of `BACKENDS`."""
+
     def __call__(self, feeds: Mapping[str, Array]) -> Array:
         """Run once on exactly the arrays that `inputs` names. Raises: EngineError when they do not fit."""
 

@@ -209,7 +209,7 @@ def binding(session: Session, settings: SamplingSettings, *, reference: str = ""
     return Binding(
         engine=session.engine.digest,
         reference=reference,
-        backend="onnxruntime",
+        backend=session.engine.backend,
         sampler=settings.sampler,
         steps=settings.steps,
         eta=float(settings.eta),

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quaver.runtime.artifact import digest_file, load_json
-from quaver.runtime.backends.onnxruntime import open_engine
+from quaver.runtime.backends import onnxruntime
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.config import read_toml, to_config
-from quaver.runtime.engine import Engine
+from quaver.runtime.engine import Engine, open_engine
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.family import Card, Family, Parts, family_of, read_card
 from quaver.runtime.guide import Rows
@@ -55,10 +55,11 @@ class Session:
 def open_bundle(
     bundle: Bundle | Path | str, *, engine_file: str | Path | None = None, threads: int | None = None
 ) -> Iterator[Session]:
-    """Open a bundle with one of its engines: a target's name (None: "ort-cpu"), "float", or the path of an ONNX file.
+    """Open a bundle with one of its engines: a target's name (None: "ort-cpu"), "float", or the path of a file.
 
-    Raises: ArtifactError naming everything that is missing or was edited, and the command that mends it;
-    EngineError when a graph cannot be opened.
+    A target of TensorRT is its plan, on a GPU; the path of its graph has onnxruntime run that.
+    Raises: ArtifactError naming everything that is missing or was edited, and the command that mends it; EngineError
+    when a graph or a plan cannot be opened.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(Path(bundle))
     if not bundle.root.is_dir():
@@ -70,7 +71,7 @@ def open_bundle(
     path, target = find_engine(bundle, engine_file)
     check_complete(bundle, card, family)
     with ExitStack() as stack:
-        once = {n: open_engine(bundle.component(n), threads=threads, spin=False) for n in family.components}
+        once = {n: onnxruntime.open_engine(bundle.component(n), threads=threads, spin=False) for n in family.components}
         engines = {n: stack.enter_context(e) for n, e in once.items()}
         if "rows" in card:
             rows, uncond = load_rows(bundle)
@@ -106,17 +107,22 @@ def sampling_of(
 
 
 def find_engine(bundle: Bundle, engine_file: str | Path | None) -> tuple[Path, str | None]:
-    """The ONNX file an engine's name stands for, and its target (None for the float graph and for paths).
+    """The file an engine's name stands for, and its target (None for the float graph and for paths).
 
     Raises: ArtifactError when it is not there, naming those that are.
     """
     name = str(engine_file or DEFAULT_TARGET)
     if name == FLOAT:
         path, target = bundle.float_unet, None
-    elif name.endswith(".onnx"):
+    elif name.endswith((".onnx", ".plan")):
         path, target = Path(name), None
     else:
-        path, target = bundle.qdq(name), name
+        path, target = bundle.engine(name), name
+    if target and path == bundle.plan(target) and not path.exists() and bundle.qdq(target).exists():
+        raise ArtifactError(
+            f"{bundle.root} has no plan for {name}: {rerun(bundle).replace(' run ', ' build ')} builds it; its graph"
+            f" runs on the CPU, slowly, when named by its path: {bundle.qdq(target)}"
+        )
     if not path.exists():
         there = [p.name[len("unet.") : -len(".onnx")] for p in sorted(bundle.root.glob("unet.*.onnx"))]
         raise ArtifactError(

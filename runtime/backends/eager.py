@@ -41,6 +41,8 @@ def open_engine(source: Any, *, threads: int | None = None) -> EagerEngine:
 class EagerEngine:
     """A module as an engine; answers numpy arrays with a numpy array, tensors with a tensor."""
 
+    backend = "eager"
+
     def __init__(self, torch: Any, module: Any) -> None:
         self.torch, self.module = torch, module
         parameters = inspect.signature(module.forward).parameters.values()

@@ -59,6 +59,8 @@ def open_engine(source: Path, *, threads: int | None = None, spin: bool = True, 
 class OnnxEngine:
     """A session of onnxruntime as an engine; arrays are numpy's (others are copied to the CPU)."""
 
+    backend = "onnxruntime"
+
     def __init__(self, path: Path, session: Any) -> None:
         self.path, self.session = path, session
         self._inputs = {node.name: (node.type, tuple(node.shape)) for node in session.get_inputs()}

@@ -70,6 +70,8 @@ def open_plan(plan: Plan, trt: Any, gpu: Gpu) -> Opened:
 class PlanEngine:
     """A plan as an engine; answers arrays with a numpy array, and CUDA tensors of torch with such a tensor."""
 
+    backend = "tensorrt"
+
     def __init__(self, plan: Plan, opened: Opened) -> None:
         self.digest, self.inputs, self.name, self.gpu = plan.digest, opened.inputs, opened.name, opened.gpu
         self.opened: Opened | None = opened

@@ -53,6 +53,21 @@ def test_a_missing_engine_says_which_there_are(tiny_bundle):
         opened(tiny_bundle, engine_file="tensorrt-rtx")
 
 
+def test_a_target_of_tensorrt_is_its_plan_and_never_quietly_its_graph(tiny_bundle):
+    shutil.copyfile(tiny_bundle.qdq("ort-cpu"), tiny_bundle.qdq("tensorrt-rtx"))
+    with pytest.raises(
+        ArtifactError, match=r"no plan for tensorrt-rtx: 'quaver build RECIPE' .* by its path: .*\.onnx"
+    ):
+        opened(tiny_bundle, engine_file="tensorrt-rtx")
+    tiny_bundle.plan("tensorrt-rtx").write_bytes(b"a plan")
+    with pytest.raises(ArtifactError, match=r"unet\.tensorrt-rtx\.plan has no unet\.tensorrt-rtx\.plan\.json"):
+        opened(tiny_bundle, engine_file="tensorrt-rtx")
+    with pytest.raises(ArtifactError, match=r"has no unet\.tensorrt-rtx\.plan\.json"):
+        opened(tiny_bundle, engine_file=tiny_bundle.plan("tensorrt-rtx"))
+    session = opened(tiny_bundle, engine_file=tiny_bundle.qdq("tensorrt-rtx"))
+    assert session.engine.backend == "onnxruntime" and session.target is None
+
+
 def test_an_edited_component_is_noticed(tiny_bundle):
     shutil.copyfile(tiny_bundle.component("vocoder"), tiny_bundle.component("vae_decoder"))
     with pytest.raises(ArtifactError, match=r"vae_decoder\.onnx is not what was traced"):
