@@ -9,8 +9,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from quaver.calib.explained import columns
 from quaver.exporter.plans.text import describe_plan
-from quaver.runtime.artifact import read_stamp
+from quaver.runtime.artifact import load_tensors, read_stamp
+from quaver.runtime.error_law import KIND as STATS
+from quaver.runtime.error_law import load_stats
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.modelproto import read_metadata
 
@@ -61,6 +64,16 @@ def tensor_lines(path: Path) -> Iterator[str]:
             yield f"  {name}  {part.get_dtype()} {part.get_shape()}"
         meta = json.loads((file.metadata() or {}).get("quaver", "{}")).get("meta", {})
     yield from json_items(meta)
+    if (stamp := read_stamp(path)) and stamp.kind == STATS:
+        yield from stats_lines(path)
+
+
+def stats_lines(path: Path) -> Iterator[str]:
+    """Error statistics timestep by timestep: the deployed engine beside the simulated one, and what laws took off."""
+    table = columns(load_stats(path), load_tensors(path, STATS)[1].get("held_out"))
+    yield "  " + "  ".join(table)
+    for row in zip(*table.values(), strict=True):
+        yield "  " + "  ".join(f"{value:.4g}".rjust(len(name)) for name, value in zip(table, row, strict=True))
 
 
 def row_lines(path: Path) -> Iterator[str]:
