@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from quaver.runtime.errors import EngineError
+from quaver.runtime.errors import EngineError, RecipeError
+from quaver.runtime.measure.features import Heard, Network, NetworkMissing, resampled, resampling
 
 Array = np.ndarray
 FEATURES, WAVEFORM = "features", "waveform"
@@ -50,3 +51,34 @@ def judge(path: Path, heard: Mapping[str, Array], *, batch: int = 32, threads: i
 def verdicts(outputs: Mapping[str, Array]) -> dict[str, Array]:
     """The class of every sample for each attribute, `[N]`: the largest of its logits."""
     return {name: logits.argmax(axis=1) for name, logits in outputs.items() if name != FEATURES}
+
+
+def embedded(where: str, *, rate: int, probe: Path) -> Network:
+    """The bundle's own probe as a feature network. Raises: NetworkMissing when it has none."""
+    if not probe.exists():
+        raise NetworkMissing(f"this bundle has no {probe.name}: name another feature network, as 'onnx:FILE'")
+    note = "a small network of this project: its distances compare with their floor, never with published ones"
+    return Network("embedded probe", "Frechet distance (embedded probe)", lambda heard: _heard(probe, heard), note=note)
+
+
+def graph(where: str, *, rate: int, probe: Path) -> Network:
+    """An ONNX file as a feature network: "FILE", or "FILE@RATE" when it hears another rate than that of the clips.
+
+    Raises: NetworkMissing when there is no such file; RecipeError for a rate that is no number.
+    """
+    path, _, said = where.rpartition("@") if "@" in where else (where, "", str(rate))
+    if not said.isdecimal() or not int(said):
+        raise RecipeError(f"feature network 'onnx:{where}': the rate is {said!r}, expected a number of Hz")
+    file, hears = Path(path).expanduser(), int(said)
+    if not file.is_file():
+        raise NetworkMissing(f"no feature network at {file}: name an ONNX file as 'onnx:FILE' or 'onnx:FILE@RATE'")
+
+    def hear(heard: Mapping[str, Array]) -> Heard:
+        return _heard(file, {**heard, WAVEFORM: resampled(heard[WAVEFORM], rate, hears)})
+
+    return Network(file.stem, f"Frechet distance ({file.stem})", hear, note=resampling(rate, hears))
+
+
+def _heard(path: Path, heard: Mapping[str, Array]) -> Heard:
+    outputs = judge(path, heard)
+    return Heard(outputs[FEATURES], {name: rows for name, rows in outputs.items() if name != FEATURES})
