@@ -66,10 +66,15 @@ def test_a_synthetic_joint_gaussian_is_recovered() -> None:
 
 
 def test_streaming_over_shuffled_batches_equals_np_cov_to_1e_10() -> None:
+    """Statement 8: in shuffled batches, and merged in two other groupings."""
     q, e = (v.astype(np.float32) for v in synthetic((50, 3, 5, 7), rho=0.3))
     order = np.random.default_rng(1).permutation(50)
     parts = [pair_moments(q[part], e[part], part)[0] for part in np.array_split(order, 7)]
     got = reduce(merge_joint, parts, no_joint((3,), 2))
+    right = reduce(lambda a, b: merge_joint(b, a), parts[::-1])
+    pairwise = merge_joint(reduce(merge_joint, parts[:3]), reduce(merge_joint, parts[3:]))
+    for other in (right, pairwise):
+        np.testing.assert_allclose(covariance(other), covariance(got), rtol=1e-10)
     for c in range(3):
         flat = q[:, c].ravel().astype(np.float64), e[:, c].ravel().astype(np.float64)
         np.testing.assert_allclose(covariance(got)[c], np.cov(flat[0], flat[0] - flat[1]), rtol=1e-10)
@@ -163,6 +168,7 @@ def test_without_guidance_there_are_no_branches(bundle: Bundle) -> None:
 
 
 def test_statistics_say_what_they_belong_to(bundle: Bundle) -> None:
+    """Statement 19: the binding; statement 11: keys are the scheduler's integers, steps_offset 1."""
     stats = collect(bundle)
     assert stats.binding is not None
     assert stats.binding.engine == digest_file(bundle.qdq("ort-cpu"))
@@ -203,11 +209,17 @@ def test_one_trajectory_has_no_other_half_and_gives_no_local_law(bundle: Bundle)
 
 
 def test_the_float_engine_against_itself_has_no_error(bundle: Bundle) -> None:
+    """Statement 20: C11 = 0, and a run with its law is the plain one to the bit."""
     bundle.qdq("ort-cpu").write_bytes(bundle.float_unet.read_bytes())
     stats = collect(bundle, replace(SETTINGS, granularity="tensor"))
     assert stats.mean.shape == (4, 1, 2)
     assert not stats.cov[..., 1].any() and not stats.mean[..., 1].any()
     assert not error_law(stats).slope.any()
+    plain, fixed = (
+        next(generate(bundle, ["a b"], [5], steps=4, guidance=2.0, correct=correct)).latents
+        for correct in ("none", "d2-deterministic")
+    )
+    assert plain.tobytes() == fixed.tobytes()
 
 
 def test_running_again_writes_the_same_bytes(bundle: Bundle) -> None:

@@ -38,7 +38,7 @@ def drawn(mean, cov, size=400_000):
 
 @pytest.mark.parametrize("rho", [0.0, 0.6, 0.8, -0.8])
 def test_deterministic_correction_leaves_only_the_unexplained_error(rho):
-    """Facts 6.2: E (e' - e)^2 = C11 (1 - rho^2), the formula of the mean, and the residual handed to the sampler."""
+    """Statement 2: E (e' - e)^2 = C11 (1 - rho^2), the formula of the mean, and the residual handed to the sampler."""
     mean, cov = joint(rho)
     q, eps = drawn(mean, cov)
     fixed = d2_deterministic(gaussian_stats(mean, cov))(q, 501, q)
@@ -49,7 +49,7 @@ def test_deterministic_correction_leaves_only_the_unexplained_error(rho):
 
 @pytest.mark.parametrize("rho", [0.0, 0.6, 0.8])
 def test_stochastic_correction_doubles_that_error_and_restores_the_variance(rho):
-    """Facts 6.2: the error of S-D2 is twice that of D-D2, its variance is that of the true eps."""
+    """Statement 2: the error of S-D2 is twice that of D-D2, its variance is that of the true eps."""
     mean, cov = joint(rho)
     q, eps = drawn(mean, cov)
     fixed = d2_stochastic(gaussian_stats(mean, cov), seeded)(q, 501, q)
@@ -145,7 +145,7 @@ def test_the_same_stream_gives_the_same_bits_and_another_gives_others():
 
 
 def test_a_timestep_without_statistics_raises_and_says_what_there_is():
-    """Facts 6.6 and 6.11: never an identity covariance, never the nearest timestep."""
+    """Statement 6: never an identity covariance; statement 11: never the nearest timestep."""
     q = np.zeros((1, 2, 4, 4))
     for correct in (d2_deterministic(gaussian_stats(*joint(0.5))), d2_stochastic(gaussian_stats(*joint(0.5)), seeded)):
         with pytest.raises(ArtifactError, match=r"timestep 500, they were fitted at 951, 501, 1: .*quaver stats"):
@@ -154,7 +154,7 @@ def test_a_timestep_without_statistics_raises_and_says_what_there_is():
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_each_of_eight_channels_is_corrected_by_its_own_statistics_only(batch):
-    """Facts 6.9, regression for 1.5.10: one channel's numbers never reach another, at any batch size."""
+    """Statement 9: one channel's numbers never reach another, at any batch size."""
     rng = np.random.default_rng(2)
     mean = rng.standard_normal((8, 2)) * 0.1
     rho, s_D = np.linspace(-0.9, 0.9, 8), np.linspace(0.05, 0.4, 8)
@@ -182,7 +182,7 @@ def test_a_dead_channel_has_its_mean_taken_off_and_its_whole_variance_left():
 
 
 def test_no_error_at_all_leaves_the_output_as_it_is():
-    """Facts 6.20: a float engine against itself fits C11 = 0."""
+    """Statement 20: a float engine against itself fits C11 = 0."""
     q = np.random.default_rng(3).standard_normal((1, 2, 4, 4)).astype(np.float32)
     q[0, 0, 0, 0] = -0.0
     stats = gaussian_stats((0.2, 0.0), np.array([[1.0, 0.0], [0.0, 0.0]]))

@@ -38,7 +38,7 @@ def reporting(schedule):
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_corrected_sample_does_not_depend_on_what_the_engine_predicts(prediction, guidance):
-    """Facts 6.10: statistics are of the guided eps, whatever the network reports."""
+    """Statement 10: statistics are of the guided eps, whatever the network reports."""
     visited = timesteps(SCHEDULE, 10)
     mean, cov = np.full((10, 1, 2), 0.02), np.tile([[0.8, 0.1], [0.1, 0.05]], (10, 1, 1, 1))
     correct = d2_deterministic(ErrorStats(visited, mean, cov, np.full(10, 9.0)))

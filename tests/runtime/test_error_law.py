@@ -67,7 +67,7 @@ def test_a_file_without_a_part_says_which_and_how_to_mend_it(tmp_path):
     ],
 )
 def test_statistics_of_another_run_are_refused_with_the_command_to_refit(change):
-    """Facts 6.7 and 6.19."""
+    """Statement 19: engine, sampler, steps, eta, guidance, shape; statement 7: another scale raises."""
     stats = gaussian_stats(*joint(0.5))
     check_binding(stats, replace(BINDING, reference="sha256:other"))
     with pytest.raises(ArtifactError, match=rf"fitted on {next(iter(change))} .*quaver stats RECIPE"):

@@ -118,7 +118,7 @@ def test_a_unit_change_of_eps_moves_the_step_by_exactly_k(eta):
 
 
 def test_zero_error_statistics_are_the_plain_sampler_to_the_bit():
-    """Facts 6.6 and 6.20, with noise and without, deterministic and stochastic, float32."""
+    """Statement 6: with noise and without, deterministic and stochastic, float32; statement 20: so is C11 = 0."""
     x_T = np.random.default_rng(4).standard_normal(SHAPE).astype(np.float32)
     for eta in (0.0, 1.0):
         plain = sample_ddim(bumpy, x_T, SCHEDULE, steps=20, eta=eta, noise=seeded)

@@ -95,7 +95,7 @@ def test_every_prediction_returns_the_noise_and_the_sample_it_was_made_of(predic
 
 
 def test_v_error_is_eps_error_over_the_signal_level():
-    """Facts 6.10: at fixed x_t, D_eps = sqrt(a) D_v."""
+    """Statement 10: at fixed x_t, D_eps = sqrt(a) D_v."""
     schedule = read_schedule(AUDIOLDM)
     rng = np.random.default_rng(1)
     x_t, v, error = rng.standard_normal((3, 1, 2, 4, 4))
