@@ -23,7 +23,7 @@ from quaver.demo.dataset import load_split
 from quaver.demo.spectrogram import CEILING_DB, FLOOR_DB, FRAMES, HOP, N_FFT, filterbank
 from quaver.demo.vocoder import fourier_kernels
 from quaver.demo.weights import load_weights, save_weights
-from quaver.demo.world import ATTRIBUTES
+from quaver.demo.world import ATTRIBUTES, vocabulary
 
 FEATURES = 64
 WIDTHS = (1, 24, 48, 96, 128)
@@ -147,6 +147,7 @@ def main() -> None:
         scores[split] = accuracy(probe, pictures[half:], np.array([row["labels"] for row in rows[half:]]))
     print(scores)
     config = {"_class_name": "Probe", "attributes": {k: list(v) for k, v in ATTRIBUTES.items()}, "accuracy": scores}
+    config["words"] = vocabulary()
     save_weights(probe, args.model / "probe", {**config, "epochs": args.epochs})
 
 

@@ -95,6 +95,20 @@ WORDS = {
 }
 
 
+def vocabulary() -> dict[str, list[list[str]]]:
+    """The phrases that name each class of each attribute, in the order of `ATTRIBUTES`: what a caption can say."""
+    found = {
+        name: [[word for word in WORDS.get(c, ()) if word] for c in classes] for name, classes in ATTRIBUTES.items()
+    }
+    found["family"] = [
+        [phrase for i in INSTRUMENTS if i.family == family for phrase in (i.name, *i.synonyms)] for family in FAMILIES
+    ]
+    for register, names in DRUM_NAMES.items():
+        found["family"][FAMILIES.index("drums")] += names
+        found["register"][REGISTERS.index(register)] += names
+    return found
+
+
 @dataclass(frozen=True)
 class Sound:
     """One clip, as the attributes a caption names and a listener hears."""
