@@ -161,7 +161,7 @@ def card(
     bundle: Bundle, settings: ModelSettings, unet: torch.nn.Module, shape: Sequence[int], parts: Sequence[str]
 ) -> dict[str, Any]:
     """What the runtime must know about the model (runtime.family says what each field means)."""
-    vocoder = model_folder(settings.source) / "vocoder" / "config.json"
+    vocoder, probe = (model_folder(settings.source) / part / "config.json" for part in ("vocoder", "probe"))
     local = Path(settings.source).expanduser().is_dir()
     return {
         "family": settings.family,
@@ -174,6 +174,7 @@ def card(
         "sampler": vars(SamplingSettings()),
         "parameters": sum(p.numel() for p in unet.parameters()),
         "components": {name: digest_file(bundle.component(name)) for name in parts},
+        "words": read_config(probe).get("words", {}) if "probe" in parts else {},
     }
 
 

@@ -13,6 +13,7 @@ tensors. The functions read a bundle through `Parts`. A bundle says what it is i
     embedding      size of a conditioning row
     sampler        defaults: sampler, steps, eta, guidance
     components     digests of the graphs beside the U-Net, by name (to notice edits)
+    words          phrases that name the classes its probe hears, by attribute (`measure.agreement`); {} without a probe
 """
 
 from __future__ import annotations
