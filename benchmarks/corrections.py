@@ -84,12 +84,19 @@ def claims(rows: Sequence[dict[str, Any]], where: str) -> dict[str, bool]:
 
 
 def fitted(
-    bundle: Bundle, target: str, eta: float, steps: int | None, fit: int | None, keep: Path
+    bundle: Bundle,
+    target: str,
+    eta: float,
+    steps: int | None,
+    fit: int | None,
+    keep: Path,
+    *,
+    guidance: float | None = None,
 ) -> tuple[Bundle, SamplingSettings]:
-    """The bundle with statistics of `eta` and `steps`: itself, or links to its files beside statistics fitted now."""
+    """The bundle with statistics of `eta`, `steps` and `guidance`: itself, or links to its files beside others."""
     with open_bundle(bundle, engine_file=FLOAT) as session:
         own = sampling_of(session)
-    sampling = replace(own, eta=eta, steps=steps or own.steps)
+    sampling = replace(own, eta=eta, steps=steps or own.steps, guidance=own.guidance if guidance is None else guidance)
     if own == sampling and fit is None:
         return bundle, own
     table = read_toml(bundle.recipe).get("stats", {}) | ({"trajectories": fit} if fit else {})
