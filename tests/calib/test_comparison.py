@@ -22,11 +22,13 @@ from quaver.calib.simulated import open_simulated
 from quaver.calib.trajectories import Shard, split_prompts
 from quaver.runtime.artifact import Stamp, load_tensors
 from quaver.runtime.bundle import Bundle
+from quaver.runtime.engine import open_engine
 from quaver.runtime.error_law import ErrorStats, load_stats
 from quaver.runtime.errors import EngineError, RecipeError
 from quaver.runtime.generate import generate
 from quaver.runtime.progress import quiet
 from quaver.runtime.sample import SamplingSettings
+from quaver.runtime.session import open_bundle
 from tests.calib.conftest import C, D, F, T, model
 
 SAMPLING = SamplingSettings(steps=4, guidance=2.0)
@@ -234,3 +236,20 @@ def test_settings_that_cannot_be_meant_are_refused() -> None:
         StatsSettings(trim=0.5)
     with pytest.raises(RecipeError, match=r"stats\.teacher is 'x', expected one of float, quantized, corrected"):
         StatsSettings(teacher="x")  # type: ignore[arg-type]
+
+
+def test_a_shards_prompts_are_embedded_once(bundle: Bundle) -> None:
+    calls = []
+    pair = Pair(bundle, "ort-cpu", 1, SAMPLING)
+    with (
+        open_bundle(bundle, engine_file="float", threads=1) as opened,
+        open_engine(bundle.qdq("ort-cpu"), threads=1) as engine,
+    ):
+
+        def embed(parts: object, prompts: list[str]) -> dict[str, np.ndarray]:
+            calls.append(len(prompts))
+            return dict(opened.family.embed(parts, prompts))
+
+        session = replace(opened, family=replace(opened.family, embed=embed))
+        comparison.compare(comparison.Engines(session, engine), Shard(("a b", "c", "d"), 7), pair)
+    assert calls == [3]

@@ -12,8 +12,11 @@ from quaver.runtime.denoise import check_finite, denoiser, initial_noise, step_n
 from quaver.runtime.error_law import ErrorStats
 from quaver.runtime.errors import EngineError, QuaverError
 from quaver.runtime.family import find_family
-from quaver.runtime.sample import sample_ddim
+from quaver.runtime.generate import generate_from
+from quaver.runtime.measure.trajectories import Pairs, take
+from quaver.runtime.sample import SamplingSettings, sample_ddim
 from quaver.runtime.schedule import from_eps, read_schedule, timesteps
+from quaver.runtime.session import open_bundle
 
 FAMILY = find_family("audioldm")
 SCHEDULE = read_schedule(
@@ -79,3 +82,39 @@ def test_a_fraction_of_a_timestep_is_refused_with_what_to_do():
     denoise = denoiser(reporting(SCHEDULE), FAMILY, COND, UNCOND, SCHEDULE, 1.0)
     with pytest.raises(QuaverError, match=r"947\.37 .* 'leading'"):
         denoise(initial_noise([1, 2], (1, 4, 4)), 947.37)
+
+
+def counting(session, calls):
+    """The session, with a text encoder that notes how many prompts it is asked for."""
+
+    def embed(parts, prompts):
+        calls.append(len(prompts))
+        return session.family.embed(parts, prompts)
+
+    return replace(session, family=replace(session.family, embed=embed))
+
+
+def test_prompts_are_embedded_once_a_batch_and_not_once_a_step(made_bundle):
+    settings, calls = SamplingSettings(steps=6, guidance=3.0), []
+    with open_bundle(made_bundle, threads=1) as opened:
+        session = counting(opened, calls)
+        list(generate_from(session, ["drum"] * 5, range(5), settings, batch=2, decode=False))
+        assert calls == [2, 2, 1]
+        calls.clear()
+        take(session, Pairs(("drum",) * 3, (1, 2, 3)), settings, batch=2, decode=False)
+        assert calls == [2, 1]
+
+
+def test_the_rows_of_both_branches_are_stacked_once_a_trajectory():
+    fed = []
+
+    def engine(feeds):
+        fed.append(feeds["class_labels"])
+        return np.zeros_like(feeds["sample"])
+
+    x = np.ones((2, 1, 2, 2))
+    denoise = denoiser(engine, FAMILY, COND, UNCOND, SCHEDULE, 3.0)
+    for t in (501, 301, 1):
+        denoise(x, t)
+    assert fed[0].shape == (4, 1)
+    assert fed[0] is fed[1] is fed[2]
