@@ -80,10 +80,11 @@ def opened(
 
 
 def model_files(bundle: Bundle, recipe: Recipe) -> list[Path]:
-    """What the model is read from: a folder, or an ONNX file and its weights; its samples, and a scheduler apart.
+    """What the model is read from: a folder, a checkpoint, or an ONNX file and its weights; samples, a scheduler apart.
 
     None for a hub id, whose name is in the settings.
     """
+    from quaver.exporter.checkpoints.layout import find_checkpoint
     from quaver.exporter.model.onnxfile import referenced_files
     from quaver.exporter.model.source import model_folder
 
@@ -93,6 +94,8 @@ def model_files(bundle: Bundle, recipe: Recipe) -> list[Path]:
     file = Path(source).expanduser()
     if source.endswith(".onnx"):
         return [file, *referenced_files(file), *beside] if file.is_file() else beside
+    if file.is_file() and (checkpoint := find_checkpoint(file)):
+        return [*checkpoint.files, *beside]
     local = source == "demo" or file.is_dir()
     return [*([model_folder(source)] if local else []), *beside]
 

@@ -1,23 +1,27 @@
 """The stage that makes float ONNX graphs of a model: everything behind it sees only ONNX.
 
 The denoiser eps = f(x_t, t, c) becomes `unet.float.onnx`, the networks around it one file each. A diffusers folder is
-traced (`tracing`), somebody else's ONNX file imported (`importing`). A U-Net that comes without a text encoder can be
-fed from samples (`samples`), and then its rows are the prompts.
+traced (`tracing`), and so is its authors' own checkpoint (`checkpoints`); somebody else's ONNX file is imported
+(`importing`). A U-Net that comes without a text encoder can be fed from samples (`samples`), and then its rows are the
+prompts.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from quaver.exporter.checkpoints.layout import Checkpoint, find_checkpoint
+from quaver.exporter.checkpoints.original import load_original
 from quaver.exporter.model.importing import import_file, row_card
 from quaver.exporter.model.normal import note_macs
 from quaver.exporter.model.rowfiles import as_records, save_rows
 from quaver.exporter.model.samples import Samples, read_samples, sort_samples
-from quaver.exporter.model.source import load_parts, load_unet, model_folder, read_config
+from quaver.exporter.model.source import Model, load_folder, model_folder
 from quaver.exporter.model.tracing import check, trace_parts, trace_unet
 from quaver.exporter.modelfile import save_model
 from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
@@ -27,10 +31,7 @@ from quaver.runtime.family import find_family
 from quaver.runtime.progress import Progress
 from quaver.runtime.rows import UNCOND
 from quaver.runtime.sample import SamplingSettings
-from quaver.runtime.schedule import load_schedule
-
-if TYPE_CHECKING:
-    import torch
+from quaver.runtime.schedule import read_schedule
 
 SAMPLE_RATE = 16_000
 TORCH_INPUTS = {
@@ -48,7 +49,7 @@ class ModelSettings:
     """The table [model] of a recipe; what follows `samples` is for ONNX files (docs/onnx.md)."""
 
     family: str = "audioldm"  # how the model's tensors are called and what they mean; "onnx": as the samples say
-    source: str = "demo"  # "demo", a diffusers folder, a hub id, or an .onnx file
+    source: str = "demo"  # "demo", a diffusers folder, an original checkpoint, a hub id, or an .onnx file
     frames: int = 0  # latent frames T; 0: the sample_size the model was trained with
     bins: int = 16  # latent frequency bins F
     length: Literal["fixed", "free"] = "fixed"  # whether the graph also takes other latent sizes
@@ -82,13 +83,15 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
     free = settings.length == "free"
     if free and not family.free_length:
         raise RecipeError(f"models of the family {family.name} take one length: set model.length = 'fixed'")
-    folder = model_folder(settings.source)
-    unet, samples = load_unet(folder), samples_for_unet(settings)
-    parts = {} if samples else load_parts(settings.source, folder)
-    shape = latent_shape(unet.config, settings, samples)
-    records = as_records(samples, TORCH_INPUTS, load_schedule(scheduler_of(folder))) if samples else None
+    samples = samples_for_unet(settings)
+    checkpoint = checkpoint_of(settings.source)
+    model = load_original(checkpoint, settings.family) if checkpoint else load_folder(settings.source)
+    parts = {} if samples else model.parts
+    shape = latent_shape(model.unet.config, settings, samples, own=model.latent)
+    records = as_records(samples, TORCH_INPUTS, read_schedule(model.scheduler)) if samples else None
+    fed = samples or (None if model.rows is None else Samples(model.rows, {}, 2))
     with progress.bar(1 + len(parts), "trace") as bar:
-        traced = check(trace_unet(unet, shape, samples, free=free), "unet")
+        traced = check(trace_unet(model.unet, shape, fed, free=free), "unet")
         if free:
             note_macs(traced.model, {"sample": shape})
         save_model(traced.model, bundle.float_unet, stamp, memory=traced.memory)
@@ -96,8 +99,9 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
         for name, part in trace_parts(parts, shape):
             save_model(check(part, name).model, bundle.component(name), stamp, memory=part.memory)
             bar.step()
-    files = [bundle.float_unet, *map(bundle.component, parts), *copy_configs(folder, bundle, tokenizer=not samples)]
-    said = card(bundle, settings, unet, shape, list(parts))
+    files = [bundle.float_unet, *map(bundle.component, parts), save_scheduler(model.scheduler, bundle)]
+    files += [] if samples else copy_tokenizer(model.folder, bundle)
+    said = card(bundle, settings, model, shape, list(parts))
     if samples:
         files += save_rows(bundle, samples, records, stamp)
         said |= row_card(samples, TORCH_INPUTS)
@@ -110,20 +114,40 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
     return bundle.float_unet
 
 
-def latent_shape(config: Mapping[str, Any], settings: ModelSettings, samples: Samples | None = None) -> tuple[int, ...]:
-    """[C, T, F] of the latents a U-Net works on. Raises: RecipeError when the length is said nowhere."""
+def latent_shape(
+    config: Mapping[str, Any], settings: ModelSettings, samples: Samples | None = None, *, own: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """[C, T, F] of the latents a U-Net works on, `own` unless the recipe says otherwise.
+
+    Raises: RecipeError when the length is said nowhere, or the levels of the U-Net cannot halve it.
+    """
     if settings.latent or (samples and samples.x is not None):
         shape = settings.latent or samples.x.shape[1:]  # type: ignore[union-attr]
         if len(shape) != 3 or shape[0] != config["in_channels"]:
             raise RecipeError(
                 f"the latents are {list(shape)}, expected [{config['in_channels']}, H, W]: see model.latent"
             )
-        return tuple(shape)
+        return halving(shape, config) if own else tuple(shape)
+    if own:
+        return halving((own[0], settings.frames or own[1], own[2]), config)
     size = config["sample_size"]
     frames = settings.frames or (size[0] if isinstance(size, (list, tuple)) else size)
     if not frames:
         raise RecipeError("the model does not say how long its latents are: set model.frames")
     return int(config["in_channels"]), int(frames), settings.bins
+
+
+def halving(shape: Sequence[int], config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape [C, T, F]. Raises: RecipeError unless every level of the U-Net halves T and F without a rest."""
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    for size in shape[1:]:
+        if size % factor:
+            low = size // factor * factor
+            near = f"{low} or {low + factor}" if low else str(factor)
+            raise RecipeError(
+                f"the latents are {list(shape)}, the U-Net takes multiples of {factor}: {near} for {size}"
+            )
+    return tuple(shape)
 
 
 def samples_for_unet(settings: ModelSettings) -> Samples | None:
@@ -141,40 +165,49 @@ def samples_for_unet(settings: ModelSettings) -> Samples | None:
     return sort_samples(arrays, kinds, sample="sample", time="timestep")
 
 
-def scheduler_of(folder: Path) -> Path:
-    """The scheduler configuration of a diffusers folder."""
-    return folder / "scheduler" / "scheduler_config.json"
+def checkpoint_of(source: str) -> Checkpoint | None:
+    """The original checkpoint a source names, downloaded when it is a hub id; None when it is a diffusers folder.
+
+    Raises: RecipeError for half a checkpoint, or a hub id that the hub does not give.
+    """
+    return None if source == "demo" else find_checkpoint(source) or find_checkpoint(model_folder(source))
 
 
-def copy_configs(folder: Path, bundle: Bundle, *, tokenizer: bool = True) -> list[Path]:
-    """Copy scheduler and, if there is one, tokenizer into the bundle. Raises: RecipeError without a scheduler."""
-    scheduler, words = scheduler_of(folder), folder / "tokenizer" / "tokenizer.json"
-    read_config(scheduler)
-    pairs = [(scheduler, bundle.scheduler), *([(words, bundle.tokenizer)] if tokenizer and words.exists() else [])]
-    for source, target in pairs:
-        with atomic(target) as temporary:
-            shutil.copyfile(source, temporary)
-    return [target for _, target in pairs]
+def save_scheduler(scheduler: Mapping[str, Any], bundle: Bundle) -> Path:
+    """Write the scheduler's configuration into the bundle."""
+    with atomic(bundle.scheduler) as temporary:
+        temporary.write_text(json.dumps(dict(scheduler), indent=2) + "\n", encoding="utf-8")
+    return bundle.scheduler
+
+
+def copy_tokenizer(folder: Path, bundle: Bundle) -> list[Path]:
+    """Copy the tokenizer of a folder into the bundle, if there is one."""
+    words = folder / "tokenizer" / "tokenizer.json"
+    if not words.exists():
+        return []
+    with atomic(bundle.tokenizer) as temporary:
+        shutil.copyfile(words, temporary)
+    return [bundle.tokenizer]
 
 
 def card(
-    bundle: Bundle, settings: ModelSettings, unet: torch.nn.Module, shape: Sequence[int], parts: Sequence[str]
+    bundle: Bundle, settings: ModelSettings, model: Model, shape: Sequence[int], parts: Sequence[str]
 ) -> dict[str, Any]:
     """What the runtime must know about the model (runtime.family says what each field means)."""
-    vocoder, probe = (model_folder(settings.source) / part / "config.json" for part in ("vocoder", "probe"))
-    local = Path(settings.source).expanduser().is_dir()
+    local = Path(settings.source).expanduser().exists()
+    own = dict(model.card)
     return {
         "family": settings.family,
         "source": Path(settings.source).resolve().name if local else settings.source,
         "latent_shape": list(shape),
         "length": settings.length,
-        "embedding": int(getattr(unet.config, "projection_class_embeddings_input_dim", None) or 0),
-        "sample_rate": int(read_config(vocoder).get("sampling_rate", SAMPLE_RATE)) if vocoder.exists() else SAMPLE_RATE,
-        "prediction": read_config(bundle.scheduler).get("prediction_type", "epsilon"),
-        "sampler": vars(SamplingSettings()),
-        "parameters": sum(p.numel() for p in unet.parameters()),
+        "embedding": int(getattr(model.unet.config, "projection_class_embeddings_input_dim", None) or 0),
+        "sample_rate": own.pop("sample_rate", SAMPLE_RATE),
+        "prediction": model.scheduler.get("prediction_type", "epsilon"),
+        "sampler": vars(SamplingSettings()) | own.pop("sampler", {}),
+        "parameters": sum(p.numel() for p in model.unet.parameters()),
         "components": {name: digest_file(bundle.component(name)) for name in parts},
-        "words": read_config(probe).get("words", {}) if "probe" in parts else {},
+        **own,
     }
 
 

@@ -35,7 +35,10 @@ Card = Mapping[str, Any]
 
 FAMILIES = {
     "audioldm": "quaver.runtime.families.audioldm:FAMILY",
+    "ldm": "quaver.runtime.families.ldm:FAMILY",
+    "make-an-audio": "quaver.runtime.families.make_an_audio:FAMILY",
     "onnx": "quaver.runtime.families.onnx:FAMILY",
+    "tango": "quaver.runtime.families.tango:FAMILY",
 }
 
 
@@ -51,6 +54,27 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A model as its authors published it: what neither its weights nor its configuration say, or only together.
+
+    hub          hub ids of its diffusers folder or its original files
+    latent       [C, T, F] that it was trained with
+    scheduler    keys of a diffusers scheduler_config.json
+    sampling     keys of the table [sampling]: how its authors draw from it
+    sample_rate  Hz; 0 for pictures
+    """
+
+    hub: tuple[str, ...]
+    latent: tuple[int, int, int]
+    scheduler: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    licence: str
+    sample_rate: int = 0
+    text_encoder: str = ""
+    vocoder: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """What a model family is.
 
@@ -61,6 +85,7 @@ class Family:
                  bundle ends at latents
     fit          the family as one model has it, where its card and schedule say what `feeds` must know
     free_length  whether its U-Net takes latents of any length T
+    models       what was published of it, by name; the first says what a checkpoint without a configuration leaves open
     """
 
     name: str
@@ -71,6 +96,7 @@ class Family:
     decode: Callable[[Parts, Array], dict[str, Array]]
     fit: Callable[[Card, Schedule], Family] | None = None
     free_length: bool = False
+    models: Mapping[str, Published] = field(default_factory=dict)
 
 
 def find_family(name: str) -> Family:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from quaver.runtime.errors import RecipeError, first_line
 from quaver.runtime.lazy import need
@@ -21,11 +24,48 @@ if TYPE_CHECKING:
 UNET_CLASSES = ("UNet2DConditionModel", "UNet2DModel")
 FOLDER = "model.source must name a diffusers folder with unet/, scheduler/ and tokenizer/"
 CONFIGS = ("*.json", "tokenizer/*")
+TANGO = ("main_config.json", "pytorch_model_main.bin", "pytorch_model_vae.bin")  # its authors' layout
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin")  # in order of preference
 
 
+@dataclass(frozen=True)
+class Model:
+    """A U-Net and the networks around it by name, ready to trace.
+
+    folder     where it comes from; a tokenizer in it goes into the bundle
+    scheduler  keys of a diffusers scheduler_config.json
+    latent     [C, T, F]; () where the U-Net's configuration says it
+    rows       an example of what conditions the U-Net, each [2, ...], by the names of its arguments; None where the
+               U-Net's configuration says it
+    card       what the bundle's card says of this model beside what every card says
+    """
+
+    folder: Path
+    unet: torch.nn.Module
+    parts: Mapping[str, torch.nn.Module]
+    scheduler: Mapping[str, Any]
+    latent: tuple[int, ...] = ()
+    rows: Mapping[str, np.ndarray] | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_folder(source: str) -> Model:
+    """The model of a diffusers folder. Raises: RecipeError when there is none, or it is damaged."""
+    folder = model_folder(source)
+    files = (folder / part / "config.json" for part in ("vocoder", "probe"))
+    said, heard = (read_config(file) if file.exists() else {} for file in files)
+    rate = {"sample_rate": int(said["sampling_rate"])} if "sampling_rate" in said else {}
+    return Model(
+        folder=folder,
+        unet=load_unet(folder),
+        parts=load_parts(source, folder),
+        scheduler=read_config(folder / "scheduler" / "scheduler_config.json"),
+        card=rate | {"words": heard.get("words", {})},
+    )
+
+
 def model_folder(source: str) -> Path:
-    """The diffusers folder that `source` names: "demo", a path, or a hub id "owner/name" (downloaded).
+    """The folder that `source` names, as diffusers lays it out or TANGO: "demo", a path, or a hub id (downloaded).
 
     Raises: RecipeError when there is no such folder, or the hub does not give it.
     """
@@ -37,7 +77,7 @@ def model_folder(source: str) -> Path:
     hub = need("huggingface_hub", extra="export")
     try:
         there = set(hub.list_repo_files(source))
-        weights = [name for name in WEIGHTS if name in there][:1]
+        weights = [name for name in WEIGHTS if name in there][:1] or [name for name in TANGO if name in there]
         return Path(hub.snapshot_download(source, allow_patterns=[*CONFIGS, *weights]))
     except Exception as error:  # offline, unknown, gated: the hub has a class for each
         raise RecipeError(

@@ -37,7 +37,12 @@ if TYPE_CHECKING:
     import torch
 
 PARITY, SLACK, ROUNDING = 1e-3, 4.0, 1e-6
-OUTPUTS = {"text_encoder": ("text_embeds",), "vae_decoder": ("mel",), "vocoder": ("waveform",)}
+OUTPUTS = {
+    "text_encoder": ("text_embeds",),
+    "vae_decoder": ("mel",),
+    "vocoder": ("waveform",),
+    "image_decoder": ("image",),
+}
 FREE = {"input_ids": ("batch", "length"), "attention_mask": ("batch", "length")}  # of all else, only the batch
 
 
@@ -88,10 +93,11 @@ def trace_parts(parts: Mapping[str, torch.nn.Module], shape: Sequence[int]) -> I
     known = {
         "input_ids": torch.tensor([[2, 3, 4, 5], [2, 3, 0, 0]]),
         "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+        "class_label": torch.tensor([0, 1]),
         "latents": torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)),
     }
     for name, part in parts.items():
-        wanted, outputs = list(inspect.signature(part.forward).parameters), _outputs(name)
+        wanted, outputs = list(inspect.signature(part.forward).parameters), _outputs(name, part)
         if missing := [key for key in wanted if key not in known]:
             raise RecipeError(f"the component {name} reads {missing[0]!r}; known are {', '.join(known)}")
         traced = trace_module(part, {key: known[key] for key in wanted}, outputs)
@@ -183,9 +189,13 @@ def _with_inputs(unet: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module
     return Denoiser().eval()
 
 
-def _outputs(name: str) -> tuple[str, ...]:
-    """What a component answers; the probe's answers are features and the logits of the embedded model's attributes."""
-    return OUTPUTS.get(name) or ("features", *need("quaver.demo.world", extra="export").ATTRIBUTES)
+def _outputs(name: str, part: torch.nn.Module) -> tuple[str, ...]:
+    """What a component answers, by its own words or its name; the probe's are features and logits of the attributes."""
+    return (
+        getattr(part, "outputs", None)
+        or OUTPUTS.get(name)
+        or ("features", *need("quaver.demo.world", extra="export").ATTRIBUTES)
+    )
 
 
 def _name_dimensions(model: onnx.ModelProto, free: Mapping[str, Mapping[int, str]]) -> None:

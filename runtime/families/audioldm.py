@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quaver.runtime.family import Array, Family, Parts
+from quaver.runtime.family import Array, Family, Parts, Published
 from quaver.runtime.guide import Rows
 from quaver.runtime.text import tokenize
 
@@ -42,5 +42,34 @@ def _run(parts: Parts, name: str, value: Array) -> Any:
     return engine({engine.inputs[0]: value})
 
 
+def published(*hub: str) -> Published:
+    """A size of AudioLDM: all were trained and are sampled alike, for 10.24 s."""
+    return Published(
+        hub=hub,
+        latent=(8, 256, 16),
+        scheduler={
+            "_class_name": "DDIMScheduler",
+            "num_train_timesteps": 1000,
+            "beta_start": 0.0015,
+            "beta_end": 0.0195,
+            "beta_schedule": "scaled_linear",
+            "prediction_type": "epsilon",
+            "steps_offset": 1,
+            "set_alpha_to_one": False,
+            "clip_sample": False,
+        },
+        sampling={"sampler": "ddim", "steps": 200, "eta": 1.0, "guidance": 2.5},
+        licence="CC BY-NC-SA 4.0",
+        sample_rate=16_000,
+        text_encoder="CLAP, RoBERTa tower",
+        vocoder="HiFi-GAN, 64 mel bins",
+    )
+
+
+MODELS = {
+    "audioldm-s": published("cvssp/audioldm", "cvssp/audioldm-s-full-v2"),
+    "audioldm-m": published("cvssp/audioldm-m-full"),
+    "audioldm-l": published("cvssp/audioldm-l-full"),
+}
 PARTS = ("text_encoder", "vae_decoder", "vocoder")
-FAMILY = Family("audioldm", "sound", PARTS, embed, feeds, decode, free_length=True)
+FAMILY = Family("audioldm", "sound", PARTS, embed, feeds, decode, free_length=True, models=MODELS)

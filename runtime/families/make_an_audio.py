@@ -1,0 +1,51 @@
+"""Make-An-Audio (arXiv:2301.12661): latent diffusion over log-mel pictures, frequency first.
+
+    prompt --text_encoder (CLAP)--> encoder_hidden_states [B, 77, D]        unconditional: those of ""
+    U-Net: sample [N, 4, 10, T], timestep [N], encoder_hidden_states -> out [N, 4, 10, T]
+    latents --vae_decoder--> mel [B, 1, 80, 8 T] --vocoder (BigVGAN)--> waveform [B, N]
+
+T is 7.8 a second, a multiple of 4. The vocoder is a checkpoint of its own: without it, generating ends at the mel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from quaver.runtime.families.audioldm import decode
+from quaver.runtime.families.tango import feeds
+from quaver.runtime.family import Family, Parts, Published
+from quaver.runtime.guide import Rows
+from quaver.runtime.text import tokenize
+
+
+def embed(parts: Parts, prompts: Sequence[str]) -> Rows:
+    """encoder_hidden_states [B, 77, D] float32 of prompts [B]."""
+    input_ids, mask = tokenize(parts.tokenizer, prompts)
+    states = parts.engines["text_encoder"]({"input_ids": input_ids, "attention_mask": mask})
+    return {"encoder_hidden_states": np.asarray(states, dtype=np.float32)}
+
+
+MAKE_AN_AUDIO = Published(
+    hub=(),
+    latent=(4, 10, 80),
+    scheduler={
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "epsilon",
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+    },
+    sampling={"sampler": "ddim", "steps": 100, "eta": 0.0, "guidance": 3.0},
+    licence="MIT, the licence of its repository",
+    sample_rate=16_000,
+    text_encoder="CLAP of 2022, BERT tower",
+    vocoder="BigVGAN, 80 mel bins",
+)
+PARTS = ("text_encoder", "vae_decoder", "vocoder")
+FAMILY = Family("make-an-audio", "sound", PARTS, embed, feeds, decode, models={"make-an-audio": MAKE_AN_AUDIO})
