@@ -1,10 +1,11 @@
 """What a device needs: the base install in a fresh environment, and only the files of a bundle that generating reads.
 
-    python -m benchmarks.device_install [BUNDLE] [--runs 3]
+    python -m benchmarks.device_install [BUNDLE] [--runs 5]
 
-A virtual environment gets this project without any extra. The bundle's text encoder, U-Net, decoder, vocoder,
-tokenizer, schedule, card and error statistics are copied to an empty folder. `quaver generate` then writes a WAV file
-from a prompt; the time is that of the whole process, loading included.
+One virtual environment gets onnxruntime and numpy, another this project without any extra: what the second is larger
+by, and what its processes take longer to import all that generating needs, is what quaver adds. The bundle's text
+encoder, U-Net, decoder, vocoder, tokenizer, schedule, card and error statistics are copied to an empty folder. `quaver
+generate` then writes a WAV file from a prompt; the time is that of the whole process, loading included.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from quaver.runtime.bundle import Bundle
 from quaver.runtime.family import find_family, read_card
 
 PROJECT = Path(__file__).parent.parent
-LIMIT_S = 10.0
+LIMIT_S, LIMIT_MB, LIMIT_IMPORT_S = 10.0, 45.0, 0.5
+BARE = ("numpy", "onnxruntime")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,30 +36,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.device_install")
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("engines/demo-w8a8"))
     parser.add_argument("--target", default="ort-cpu")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5)
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
+        bare = install(place / "bare", *BARE)
         started = time.monotonic()
-        python = install(place / "venv")
+        python = install(place / "venv", str(PROJECT))
         installing = time.monotonic() - started
+        sizes = {name: folder_bytes(place / name) / 1e6 for name in ("bare", "venv")}
+        added = packages(place / "venv") - packages(place / "bare")
+        imports = [import_seconds(python) for _ in range(given.runs)]
         bundle = ship(Bundle(given.bundle), given.target, place / "bundle")
         seconds = [generate(python, bundle, given.target, place / f"{run}.wav") for run in range(given.runs)]
         sound, rate = read_wav(place / "0.wav")
-        sizes = {"environment": folder_bytes(place / "venv"), "bundle": folder_bytes(bundle.root)}
+        bundle_mb = folder_bytes(bundle.root) / 1e6
         heavy = [name for name in ("torch", "onnx", "diffusers") if importable(python, name)]
-    rows: list[dict[str, Any]] = [
-        {"what": "prompt to WAV, first run, s", "value": seconds[0]},
-        {"what": f"prompt to WAV, median of {given.runs}, s", "value": median(seconds)},
-        {"what": "sound, s", "value": len(sound) / rate},
-        {"what": "installation, s", "value": installing},
-        *({"what": f"{name}, MB", "value": size / 1e6} for name, size in sizes.items()),
-    ]
+        assert not importable(bare, "quaver.runtime")
+    figures: dict[str, Any] = {
+        "prompt to WAV, first run, s": seconds[0],
+        f"prompt to WAV, median of {given.runs}, s": median(seconds),
+        f"import beyond numpy and onnxruntime, median of {given.runs}, s": median(imports),
+        "sound, s": len(sound) / rate,
+        "installation, s": installing,
+        "numpy and onnxruntime, MB": sizes["bare"],
+        "with quaver, MB": sizes["venv"],
+        "quaver adds, MB": sizes["venv"] - sizes["bare"],
+        "bundle, MB": bundle_mb,
+    }
     publish(
         "device_install",
-        rows,
-        figures={row["what"]: row["value"] for row in rows} | {"heavy packages": heavy},
+        [*({"what": what, "value": value} for what, value in figures.items())],
+        figures=figures | {"added packages": sorted(added), "heavy packages": heavy},
         reached={
+            f"quaver adds at most {LIMIT_MB:.0f} MB": sizes["venv"] - sizes["bare"] <= LIMIT_MB,
+            f"importing it takes at most {LIMIT_IMPORT_S} s more": median(imports) <= LIMIT_IMPORT_S,
             f"prompt to WAV in {LIMIT_S:.0f} s, first run": seconds[0] <= LIMIT_S,
             "no torch, onnx or diffusers installed": not heavy,
             "the WAV file holds sound": bool(abs(sound).max() > 0),
@@ -65,14 +78,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def install(folder: Path) -> Path:
-    """A fresh environment with this project and no extra; returns its Python."""
+def install(folder: Path, *what: str) -> Path:
+    """A fresh environment with what is named and what that needs; returns its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     constraints = PROJECT / "constraints.txt"
     limits = ["-c", str(constraints)] if constraints.exists() else []
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *limits, str(PROJECT)], check=True, stdout=sys.stderr)
+    subprocess.run([python, "-m", "pip", "install", "-qq", *limits, *what], check=True, stdout=sys.stderr)
     return python
+
+
+def packages(folder: Path) -> set[str]:
+    """The distributions of an environment, by name and version."""
+    return {path.name.removesuffix(".dist-info") for path in folder.glob("lib/python*/site-packages/*.dist-info")}
+
+
+def import_seconds(python: Path) -> float:
+    """How much longer a process takes to import all that generating needs than numpy and onnxruntime alone."""
+    alone = f"import {', '.join(BARE)}"
+    return process_seconds(python, f"{alone}, quaver.runtime.clips") - process_seconds(python, alone)
+
+
+def process_seconds(python: Path, code: str) -> float:
+    """Seconds that a process takes to run some code, start and end included."""
+    started = time.monotonic()
+    subprocess.run([python, "-c", code], check=True)
+    return time.monotonic() - started
 
 
 def ship(bundle: Bundle, target: str, folder: Path) -> Bundle:
@@ -80,7 +111,7 @@ def ship(bundle: Bundle, target: str, folder: Path) -> Bundle:
     parts = [bundle.component(name) for name in find_family(read_card(bundle)["family"]).components]
     files = [bundle.card, bundle.recipe, bundle.qdq(target), bundle.tokenizer, bundle.scheduler, *parts]
     data = [path.with_name(path.name + ".data") for path in files]
-    for path in [*files, *data, bundle.error_stats(target)]:
+    for path in [*files, *data, bundle.sites(target), bundle.error_stats(target)]:
         if path.exists():
             copy = folder / path.relative_to(bundle.root)
             copy.parent.mkdir(parents=True, exist_ok=True)

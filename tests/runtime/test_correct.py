@@ -128,7 +128,7 @@ def test_a_law_over_a_neighbourhood_is_taken_off(make, part):
 
 
 def test_the_same_stream_gives_the_same_bits_and_another_gives_others():
-    """Facts 6.3: S-D2 reads the stream it is given, by the row of the timestep, and nothing else."""
+    """Statement 3: S-D2 reads the stream it is given, by the row of the timestep, and nothing else."""
     stats = gaussian_stats(*joint(0.5))
     q = np.random.default_rng(1).standard_normal((2, 4, 5))
     asked = []

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from quaver.runtime.correct import Corrected, d2_deterministic, d2_stochastic
+from quaver.runtime.correct import Corrected, correct_none, d2_deterministic, d2_stochastic, make_correct
 from quaver.runtime.error_law import ErrorStats
 from quaver.runtime.errors import QuaverError, RecipeError
 from quaver.runtime.sample import SamplingSettings, advance, reduce_sigma, sample_ddim
@@ -105,7 +105,7 @@ def test_many_steps_reach_the_variance_of_the_data(eta):
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_a_unit_change_of_eps_moves_the_step_by_exactly_k(eta):
-    """Facts 6.1: k(s) = sqrt(1 - a' - s^2) - sqrt(a' (1 - a) / a)."""
+    """Statement 1: k(s) = sqrt(1 - a' - s^2) - sqrt(a' (1 - a) / a)."""
     x, eps, z = np.random.default_rng(3).standard_normal((3, *SHAPE))
     for numbers in plan("ddim", SCHEDULE, steps=20, eta=eta).moves:
         a, a_prev, s = numbers.a, numbers.a_prev, numbers.sigma
@@ -115,6 +115,46 @@ def test_a_unit_change_of_eps_moves_the_step_by_exactly_k(eta):
         assert numbers.k == pytest.approx(k, rel=1e-12)
         np.testing.assert_allclose(high - low, k, atol=1e-12)
         assert k <= 0
+
+
+def plain_ddim(x, steps, eta, noise):
+    """The sampler of the paper (arXiv:2010.02502, eq. 12) written out, with nothing in it that could correct."""
+    visited = timesteps(SCHEDULE, steps)
+    for i, t in enumerate(visited):
+        a = float(SCHEDULE.alpha_bar[t])
+        b = float(SCHEDULE.alpha_bar[t - 1000 // steps] if t >= 1000 // steps else SCHEDULE.alpha_bar[0])
+        sigma = eta * np.sqrt((1 - b) / (1 - a) * (1 - a / b))
+        e = bumpy(x, t)
+        x_0 = (x - math.sqrt(1 - a) * e) / math.sqrt(a)
+        x = math.sqrt(b) * x_0 + float(np.sqrt(1 - b - sigma**2)) * e
+        x = x + float(sigma) * noise(i, x.shape) if eta else x
+    return x
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_correction_off_is_the_plain_sampler_to_the_bit(eta):
+    """Statement 6: by its name, whatever statistics there are."""
+    x_T = np.random.default_rng(4).standard_normal(SHAPE)
+    stats = flat_stats(20, mean=(0.1, 0.02), cov=((1.0, 0.1), (0.1, 0.05)))
+    for correct in (correct_none, make_correct("none", stats, seeded)):
+        ours = sample_ddim(bumpy, x_T, SCHEDULE, steps=20, eta=eta, noise=seeded, correct=correct)
+        assert ours.tobytes() == plain_ddim(x_T, 20, eta, seeded).tobytes()
+
+
+def test_a_correction_that_draws_leaves_the_samplers_own_noise_alone():
+    """Statement 3: two streams; the sampler asks for the same noise with S-D2 and without."""
+    stats, x_T = flat_stats(20, cov=((1.0, 0.1), (0.1, 0.05))), np.random.default_rng(5).standard_normal(SHAPE)
+    asked = {"plain": [], "sampler": [], "correction": []}
+
+    def stream(name):
+        return lambda index, shape: asked[name].append(index) or seeded(index + 100 * (name == "correction"), shape)
+
+    sample_ddim(bumpy, x_T, SCHEDULE, steps=20, eta=1.0, noise=stream("plain"))
+    correct = d2_stochastic(stats, stream("correction"))
+    first = sample_ddim(bumpy, x_T, SCHEDULE, steps=20, eta=1.0, noise=stream("sampler"), correct=correct)
+    assert asked["plain"] == asked["sampler"] == asked["correction"] == list(range(20))
+    again = sample_ddim(bumpy, x_T, SCHEDULE, steps=20, eta=1.0, noise=seeded, correct=correct)
+    assert first.tobytes() == again.tobytes()
 
 
 def test_zero_error_statistics_are_the_plain_sampler_to_the_bit():
@@ -135,7 +175,7 @@ def test_zero_error_statistics_are_the_plain_sampler_to_the_bit():
 
 
 def test_deterministic_correction_without_sampler_noise_is_deterministic():
-    """Facts 6.3: at eta = 0 sigma stays 0, no noise is asked for, and nothing counts as clipped."""
+    """Statement 3: at eta = 0 sigma stays 0, no noise is asked for, and nothing counts as clipped."""
     stats = flat_stats(20, mean=(0.1, 0.02), cov=((1.0, 0.1), (0.1, 0.05)))
     steps = []
     x_T = np.random.default_rng(5).standard_normal(SHAPE)
@@ -146,7 +186,7 @@ def test_deterministic_correction_without_sampler_noise_is_deterministic():
 
 
 def test_a_residual_larger_than_the_noise_is_clipped_to_zero_and_counted():
-    """Facts 6.4: s^2 - k^2 r^2 < 0 gives sigma exactly 0, a count per channel, and never NaN."""
+    """Statement 4: s^2 - k^2 r^2 < 0 gives sigma exactly 0, a count per channel, and never NaN."""
     sigma, clipped = reduce_sigma(0.1, -2.0, np.array([0.0, 0.001, 0.0025, 5.0]).reshape(4, 1, 1))
     np.testing.assert_allclose(sigma.ravel(), [0.1, math.sqrt(0.006), 0.0, 0.0], atol=1e-8)
     assert sigma.ravel()[3] == 0.0
@@ -175,7 +215,7 @@ def step_variance(numbers, mode, residual, gain, variance):
 
 
 def test_consistent_mode_returns_the_variance_of_the_error_free_step():
-    """Facts 6.5: to 1e-12 where unclipped; the published placement is off by more than doing nothing (facts 1.6a)."""
+    """Statement 5: to 1e-12 where unclipped; the published placement is off by more than doing nothing."""
     off = {"none": [], "paper": []}
     for numbers in plan("ddim", SCHEDULE, steps=20, eta=1.0).moves[:-1]:
         gain = math.sqrt(1 - numbers.a) / (numbers.a * 0.5 + 1 - numbers.a)
@@ -208,7 +248,7 @@ def algorithm_1(q_of, x, stats, steps, noise):
 
 
 def test_paper_mode_is_algorithm_1_to_the_bit():
-    """Facts 6.5, float64."""
+    """Statement 5: float64."""
     stats = flat_stats(20, mean=(0.05, 0.01), cov=((0.9, 0.02), (0.02, 0.004)))
     x_T = np.random.default_rng(8).standard_normal(SHAPE)
     ours = sample_ddim(bumpy, x_T, SCHEDULE, steps=20, eta=1.0, noise=seeded, correct=d2_deterministic(stats))

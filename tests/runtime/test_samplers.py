@@ -101,6 +101,7 @@ def test_few_steps_of_a_multistep_sampler_are_those_of_diffusers(name, steps, mo
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_unit_change_of_eps_moves_every_step_by_exactly_its_k(name):
+    """Statement 1: for every sampler."""
     x, eps, z, before = np.random.default_rng(3).standard_normal((4, *SHAPE))
     for move in plan(name, read_schedule({**CONFIG, "clip_sample": False}), steps=20, eta=0.0).moves:
         low, *_ = advance(move, x, Corrected(eps), z, before=before)
