@@ -32,6 +32,7 @@ from quaver.exporter.plans.text import summary
 from quaver.exporter.targets import TARGETS
 from quaver.runtime.artifact import Stamp, atomic, digest_file, load_json, save_json
 from quaver.runtime.bundle import Bundle
+from quaver.runtime.cuda import gpu_capability
 from quaver.runtime.errors import EngineError, RecipeError, unknown
 from quaver.runtime.progress import Progress
 
@@ -119,7 +120,7 @@ def build_target(bundle: Bundle, target: str, settings: BuildSettings, *, stamp:
         "target": target,
         "built": True,
         LIBRARIES[target].module: answer["version"],
-        "compute_capabilities": list(wanted.capabilities),
+        "compute_capabilities": list(wanted.capabilities or gpu_capability()),
         "batch": dict(zip(("min", "opt", "max"), settings.batch, strict=True)),
         "shapes": answer["profile"],
         "options": [*wanted.flags, *filter(None, [wanted.hardware])],

@@ -74,6 +74,18 @@ def open_gpu(index: int = 0) -> Gpu:
     return Gpu(load_driver(), index)
 
 
+def gpu_capability() -> tuple[str, ...]:
+    """The compute capability of the first GPU, in a tuple that is empty where there is none."""
+    try:
+        gpu = open_gpu()
+    except EngineError:
+        return ()
+    try:
+        return (gpu.capability,)
+    finally:
+        gpu.close()
+
+
 class Gpu:
     """A GPU, with a stream of its own that copies, launches and captures go to; closed by `close()`."""
 

@@ -326,6 +326,12 @@ def test_tensorrt_is_asked_for_what_the_recipe_says_and_its_own_log_is_read(tens
     assert cache.read_bytes() == b"+times"
 
 
+def test_a_plan_of_tensorrt_is_for_the_gpu_that_built_it(tensorrt, monkeypatch):
+    monkeypatch.setattr(building, "gpu_capability", lambda: ("SM87",))
+    _, record = tensorrt("10.13.2.6", "tensorrt-10")
+    assert record["compute_capabilities"] == ["SM87"]
+
+
 def test_a_timing_cache_of_another_gpu_is_replaced(tensorrt, tmp_path):
     cache = tmp_path / "times"
     cache.write_bytes(b"of another GPU")

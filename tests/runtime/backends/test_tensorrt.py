@@ -10,6 +10,7 @@ import pytest
 
 from quaver.runtime.artifact import Stamp, digest_file, save_json
 from quaver.runtime.backends import tensorrt as backend
+from quaver.runtime.cuda import gpu_capability
 from quaver.runtime.engine import open_engine
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from tests.runtime.backends import fake_gpu
@@ -318,6 +319,12 @@ def test_without_a_driver_or_a_gpu_it_says_what_is_missing_and_what_works(tmp_pa
     monkeypatch.setattr("quaver.runtime.cuda.load_driver", lambda: fake_gpu.Driver(devices=0))
     with pytest.raises(EngineError, match=r"no NVIDIA GPU here \(.*no CUDA-capable device.*\): .*--engine ort-cpu"):
         open_engine(path)
+
+
+def test_the_capability_of_a_machine_is_that_of_its_gpu_if_it_has_one(gpu, monkeypatch):
+    assert gpu_capability() == ("SM89",) and gpu.retained == 0
+    monkeypatch.setattr("quaver.runtime.cuda.load_driver", lambda: fake_gpu.Driver(devices=0))
+    assert gpu_capability() == ()
 
 
 def test_a_library_that_is_not_installed_names_its_extra(gpu, tmp_path, monkeypatch):
