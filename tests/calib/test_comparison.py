@@ -16,7 +16,7 @@ from quaver.calib.closed_loop import close
 from quaver.calib.comparison import Pair, look, open_pair
 from quaver.calib.error_stats import OPEN, StatsSettings, collect_error_stats
 from quaver.calib.evidence import from_tensors, gather, merge_shards
-from quaver.calib.fanout import Work
+from quaver.calib.fanout import Fanout, Work
 from quaver.calib.moments import covariance
 from quaver.calib.simulated import open_simulated
 from quaver.calib.trajectories import Shard, split_prompts
@@ -109,6 +109,8 @@ def test_a_simulated_graph_says_what_its_nodes_say(tmp_path: Path) -> None:
     feeds = {"sample": x, "timestep": np.ones(4, np.int64), "class_labels": np.zeros((4, D), np.float32)}
     with open_simulated(tmp_path / "unet.onnx", threads=1) as engine:
         got = engine(feeds)
+        level = engine.session.get_session_options().graph_optimization_level
+    assert level.name == "ORT_DISABLE_ALL"  # on a graph this small integer kernels would say the same
     off = np.abs(got - fake_quantized(x))
     assert np.mean(off > 1e-5) < 0.01 and off.max() < 0.0201  # a sum that ends at half a step may round either way
 
@@ -162,6 +164,36 @@ def test_a_corrected_teacher_keeps_the_law_of_least_error_and_tells_every_round(
     uncorrected = np.linalg.norm(none[1] - none[0]) / np.linalg.norm(none[0])
     assert 1 <= len(meta["rounds"]) <= 3 and min(meta["rounds"]) < uncorrected
     assert meta["settings"]["teacher"] == "corrected" and stats.path is not None
+
+
+def test_rounds_that_were_killed_go_on_and_end_with_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle
+) -> None:
+    taught = replace(SETTINGS, teacher="corrected", simulated=True, trim=3.0)
+    collect(bundle, taught)
+    whole, kept, calls = bundle.error_stats("ort-cpu").read_bytes(), evidence.add, []
+
+    def dies(*both: evidence.Found) -> evidence.Found:
+        calls.append(1)
+        if len(calls) == 2:  # two shards a round: in round 1
+            raise KeyboardInterrupt
+        return kept(*both)
+
+    monkeypatch.setattr(evidence, "add", dies)
+    with pytest.raises(KeyboardInterrupt):
+        collect(bundle, taught)
+    assert (bundle.shards("stats") / "round-1" / "000001.safetensors").exists()
+    collect(bundle, taught)
+    assert bundle.error_stats("ort-cpu").read_bytes() == whole and not bundle.shards("stats").exists()
+
+
+@pytest.mark.slow
+def test_rounds_do_not_know_how_many_workers_there_were(bundle: Bundle) -> None:
+    taught = replace(SETTINGS, teacher="corrected", rounds=2)
+    collect(bundle, taught)
+    whole = bundle.error_stats("ort-cpu").read_bytes()
+    how = {"stamp": Stamp("stats"), "progress": quiet(), "fanout": Fanout(workers=2)}
+    assert collect_error_stats(bundle, taught, SAMPLING, **how).read_bytes() == whole  # type: ignore[arg-type]
 
 
 def follow(errors: list[float], rounds: int = 9) -> tuple[int, list[float]]:
