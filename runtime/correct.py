@@ -152,8 +152,8 @@ def _take_off(stats: ErrorStats, part: str) -> Correct:
     law: Local | None = getattr(stats, part)
     if law is None:
         raise ArtifactError(
-            f"these error statistics have no law {part!r}, which takes two trajectories or more, and serves the guidance "
-            "and the timesteps of its fit alone: fit them with 'quaver stats RECIPE'"
+            f"these error statistics have no law {part!r}, which takes two trajectories or more, and serves only "
+            "the guidance and the timesteps of its fit: fit them with 'quaver stats RECIPE'"
         )
 
     def correct(q: Array, t: float, x: Array) -> Corrected:
