@@ -12,7 +12,7 @@ from quaver.exporter.export import ExportSettings, export, read_ranges, remarks
 from quaver.exporter.modelfile import load_model, save_model
 from quaver.exporter.placement import Site
 from quaver.exporter.targets import ORT_CPU, TENSORRT_RTX
-from quaver.runtime.artifact import Stamp, load_json, read_stamp, save_tensors
+from quaver.runtime.artifact import Stamp, digest_file, load_json, read_stamp, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
 from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
@@ -92,6 +92,7 @@ def test_output_of_a_coded_convolution_lies_on_its_grid(exported, feeds):
 def test_files_are_stamped_and_a_third_of_the_float_size(exported):
     for target in ("ort-cpu", "tensorrt-rtx"):
         assert read_stamp(exported.qdq(target)) == read_stamp(exported.sites(target)) == Stamp("export", settings="s")
+        assert load_json(exported.sites(target), "export")["digest"] == digest_file(exported.qdq(target))
         coded = load_json(exported.sites(target), "export")["coverage"]
         assert coded["by_macs"] > 0.5
         assert exported.qdq(target).stat().st_size < 0.75 * exported.float_unet.stat().st_size

@@ -127,6 +127,16 @@ def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(made_bundle, tmp_path):
     assert all(read_wav(path)[0].shape == (256,) for path in paths)
 
 
+def test_a_reader_that_stops_reading_the_paths_does_not_stop_the_clips(made_bundle, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        command(made_bundle, tmp_path, "--prompt", "cello", "--seeds", "0-2"), stdout=write, check=False
+    )
+    os.close(write)
+    assert (done.returncode, len(list(tmp_path.iterdir()))) == (0, 3)
+
+
 def test_two_processes_read_one_bundle_while_a_third_holds_it_for_writing(tiny_bundle, tmp_path):
     fcntl, out = pytest.importorskip("fcntl"), [tmp_path / f"{i}.wav" for i in range(2)]
     with tiny_bundle.lock.open("w") as held:
