@@ -60,7 +60,7 @@ def rescale(stats: ErrorStats, w: float) -> ErrorStats:
 def interpolate(stats: ErrorStats, timesteps: Sequence[int] | np.ndarray) -> ErrorStats:
     """The joint Gaussian at `timesteps` [S']: linear in t between those fitted, the nearest beyond their ends."""
     order = np.argsort(stats.timesteps)
-    at = np.interp(timesteps, stats.timesteps[order], np.arange(len(order)))
+    at = np.interp(np.asarray(timesteps), stats.timesteps[order], np.arange(len(order)))
     low = at.astype(int)
     high = np.minimum(low + 1, len(order) - 1)
 
