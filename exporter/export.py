@@ -11,7 +11,7 @@ of the work they cover, and the digest of the graph, so that an edited one is no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,7 @@ from quaver.exporter.placement import Placement, Ranges, Site, place, quantized_
 from quaver.exporter.qdq import insert
 from quaver.exporter.rounding import load_weights, usable
 from quaver.exporter.targets import Target, find_target
-from quaver.exporter.topology import read_topology
+from quaver.exporter.topology import product_macs, read_topology
 from quaver.runtime.artifact import Stamp, digest_file, load_tensors, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
@@ -71,8 +71,9 @@ def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: 
     with progress.bar(len(targets), "export") as bar:
         for target in targets:
             model = load_model(bundle.float_unet, weights=False)
-            found = layers(model)
-            sites = place(found, rules, target, ranges, topology=read_topology(model), options=placement(settings))
+            found, topology = layers(model), read_topology(model)
+            work = product_macs(model, topology.products)
+            sites = place(found, rules, target, ranges, topology=topology, options=placement(settings))
             codes = usable(learned, found, sites, target) if learned else {}
             moved = {**ranges, **(learned.ranges if learned and learned.target == target.name else {})}
             with open_weights(bundle.qdq(target.name)) as weights:
@@ -86,7 +87,7 @@ def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: 
                     fused_attention.run(model, read=read)
                 check(model, target)
                 weights.save(model, stamp, accept=load_once if target.name == "ort-cpu" else lambda path: None)
-            table = site_table(found, sites, target) | {"digest": digest_file(bundle.qdq(target.name))}
+            table = site_table(found, work, sites, target) | {"digest": digest_file(bundle.qdq(target.name))}
             save_json(bundle.sites(target.name), table, stamp)
             bar.step()
             progress.say(summary(found, sites, target) + f", {len(codes)} with learned rounding" * bool(codes))
@@ -122,12 +123,15 @@ def load_once(path: Path) -> None:
     open_engine(path).close()
 
 
-def site_table(found: Sequence[Layer], sites: Sequence[Site], target: Target) -> dict[str, Any]:
-    """The content of a site file: target, coverage, the layers with their work, every site."""
+def site_table(
+    found: Sequence[Layer], products: Mapping[str, int | None], sites: Sequence[Site], target: Target
+) -> dict[str, Any]:
+    """The content of a site file: target, coverage, the layers and products with their work, every site."""
     return {
         "target": target.name,
         "coverage": coverage(found, quantized_layers(sites)),
         "layers": [{"name": x.name, "node": x.node, "op": x.op, "macs": x.macs} for x in found],
+        "products": [{"node": node, "macs": macs} for node, macs in products.items()],
         "sites": [*map(asdict, sites)],
     }
 

@@ -9,11 +9,13 @@ Read once, before anything is placed; names are those of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from quaver.calib.graph import edge_shapes, module_of
+from quaver.calib.graph import edge_shapes, module_of, without_weights
+from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:
     import onnx
@@ -74,6 +76,21 @@ def read_topology(model: onnx.ModelProto) -> Topology:
             name = module_of(node) or node.name
             products.append(Product(name, node.name, (operands[0], operands[1]), "".join(written[:1]), longest))
     return Topology(concats, channels, residuals, tuple(products))
+
+
+def product_macs(model: onnx.ModelProto, products: Sequence[Product]) -> dict[str, int | None]:
+    """Multiply-accumulates per sample of [..., M, K] by [..., K, N], by node; None where the graph does not tell.
+
+    Shapes that the file leaves open are inferred; a free dimension, the batch, counts as 1.
+    """
+    described = need("onnx", extra="calib").shape_inference.infer_shapes(without_weights(model), data_prop=True)
+    shapes, outputs = edge_shapes(described), {node.name: node.output[0] for node in model.graph.node}
+    found: dict[str, int | None] = {}
+    for product in products:
+        first, out = shapes.get(product.operands[0]), shapes.get(outputs[product.node])
+        known = first and out and None not in (first[-1], *out[-2:])
+        found[product.node] = math.prod(d or 1 for d in (*out, first[-1])) if known and first and out else None
+    return found
 
 
 def _along_channels(node: onnx.NodeProto, shapes: Mapping[str, tuple[int | None, ...]]) -> bool:
