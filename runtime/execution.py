@@ -26,6 +26,7 @@ from quaver.runtime.lazy import need
 from quaver.runtime.plan import ANEW
 
 GRAPHS = 8  # of a context, one per set of addresses
+ALIGNED = 256  # bytes: what TensorRT asks of addresses, and what every allocation has
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Context:
         """The output of tensors on the GPU; arrays may be among them."""
         torch = need("torch", extra="export")
         theirs = torch.cuda.current_stream(device).cuda_stream
-        ready = {name: value.contiguous() if on_gpu(value) else value for name, value in given.items()}
+        ready = {name: _readable(value) if on_gpu(value) else value for name, value in given.items()}
         kind = getattr(torch, self.of.kinds[self.of.output].name)
         out = torch.empty(self.shape, dtype=kind, device=device)
         self.gpu.wait_for(theirs)
@@ -99,7 +100,8 @@ class Context:
         if key in self.graphs:
             return self.gpu.launch(self.graphs[key])
         for name, address in zip((*self.of.inputs, self.of.output), key, strict=True):
-            self.context.set_tensor_address(name, address)
+            if not self.context.set_tensor_address(name, address):
+                raise EngineError(f"{self.of.name} refuses the memory of {name} ({self.of.why()}): {ANEW}")
         if self.of.captures and key in self.seen and len(self.graphs) < GRAPHS and self.capture(key):
             return self.gpu.launch(self.graphs[key])
         self.seen.append(key)
@@ -184,6 +186,12 @@ def captures_itself(trt: Any) -> bool:
 def on_gpu(value: Any) -> bool:
     """Whether a value is one of torch's CUDA tensors."""
     return bool(getattr(value, "is_cuda", False))
+
+
+def _readable(tensor: Any) -> Any:
+    """A CUDA tensor as it is, or a copy of one that is not contiguous or begins inside of another one."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNED else tensor
 
 
 def _create(of: Opened) -> tuple[Any, Any]:

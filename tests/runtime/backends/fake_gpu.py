@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import traceback
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from enum import IntEnum
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import numpy as np
 
 HANDLE = POINTER(c_void_p)
 ERRORS = {1: b"invalid argument", 2: b"out of memory", 100: b"no CUDA-capable device is detected"}
-INVALID, MEMORY, NO_DEVICE, INVALIDATED = 1, 2, 100, 901
+INVALID, MEMORY, NO_DEVICE, INVALIDATED, UNKNOWN = 1, 2, 100, 901, 999
 PROTOTYPES = {  # of cuda.h; every function answers with a CUresult
     "cuInit": (c_uint,),
     "cuGetErrorString": (c_int, POINTER(c_char_p)),
@@ -68,7 +69,11 @@ class Driver:
     def _recorded(self, name):
         def function(*arguments):
             self.calls.append(name)
-            return getattr(self, f"do_{name.removesuffix('_v2')}")(*arguments) or 0
+            try:
+                return getattr(self, f"do_{name.removesuffix('_v2')}")(*arguments) or 0
+            except Exception:  # ctypes would drop it, and answer that all is well
+                traceback.print_exc()
+                return UNKNOWN
 
         return function
 
@@ -117,12 +122,12 @@ class Driver:
     def do_cuMemAlloc(self, out, size):
         if not self.current or size > self.most:
             return MEMORY
-        block = ctypes.create_string_buffer(size)
-        out[0] = ctypes.addressof(block)
-        self.memory[ctypes.addressof(block)] = block
+        block = aligned(size)
+        out[0] = block.ctypes.data
+        self.memory[block.ctypes.data] = block
 
     def do_cuMemFree(self, address):
-        return 0 if self.memory.pop(address, None) else INVALID
+        return INVALID if self.memory.pop(address, None) is None else 0
 
     def do_cuMemAllocHost(self, out, size):
         if size > self.most_locked:
@@ -237,7 +242,7 @@ def tensorrt(driver, version="10.13.2.6", *, rtx=False):
 
         def set_tensor_address(self, name, memory):
             self.addresses[name] = checked(memory, int)
-            return memory != 0
+            return memory != 0 and memory % 256 == 0
 
         def execute_async_v3(self, stream_handle):
             if stream_handle in driver.capturing and (self.fresh or not self.engine.capturable):
@@ -309,6 +314,13 @@ def checked(value, kind, *, sub=False):
     return value
 
 
+def aligned(size, offset=0):
+    """Memory [size] whose address is a multiple of 256, and `offset` bytes."""
+    block = np.zeros(size + 512, np.uint8)
+    start = -block.ctypes.data % 256 + offset
+    return block[start : start + size]
+
+
 def at(address, kind, shape):
     """The array at an address."""
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
@@ -331,12 +343,18 @@ class Tensor:
 
     is_cuda = True
 
-    def __init__(self, array, index=0):
+    def __init__(self, array, index=0, offset=0):
         self.array, self.device = array, SimpleNamespace(index=index)
+        if array.flags.c_contiguous:
+            self.array = aligned(array.nbytes, offset).view(array.dtype).reshape(array.shape)
+            self.array[...] = array
         self.shape, self.dtype = array.shape, f"torch.{array.dtype.name}"
 
     def data_ptr(self):
         return self.array.ctypes.data
+
+    def clone(self):
+        return Tensor(self.array, self.device.index)
 
     def contiguous(self):
         return self if self.array.flags.c_contiguous else Tensor(np.ascontiguousarray(self.array), self.device.index)
@@ -348,9 +366,9 @@ def torch(driver):
     blocks = {}
 
     def empty(shape, *, dtype, device):
-        held = blocks.setdefault(tuple(shape), [np.full(shape, np.nan, dtype) for _ in range(2)])
+        held = blocks.setdefault(tuple(shape), [Tensor(np.full(shape, np.nan, dtype), device.index) for _ in range(2)])
         held.append(held.pop(0))
-        return Tensor(held[0], device.index)
+        return held[0]
 
     stream = SimpleNamespace(cuda_stream=THEIRS)
     return SimpleNamespace(empty=empty, float32=np.float32, cuda=SimpleNamespace(current_stream=lambda device: stream))

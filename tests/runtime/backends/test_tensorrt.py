@@ -155,6 +155,14 @@ def test_tensors_and_arrays_may_be_mixed_and_tensors_need_not_be_contiguous(gpu,
     np.testing.assert_array_equal(out.array, fake_gpu.expected(arrays))
 
 
+def test_a_tensor_that_begins_inside_of_another_is_copied_to_where_it_can_be_read(gpu, tmp_path):
+    arrays = feeds()
+    with open_engine(write_plan(tmp_path)) as engine:
+        out = engine({**on_gpu(arrays), "class_labels": fake_gpu.Tensor(arrays["class_labels"], offset=24)})
+        gpu.flush(fake_gpu.THEIRS)
+    np.testing.assert_array_equal(out.array, fake_gpu.expected(arrays))
+
+
 def test_arrays_need_not_be_contiguous(gpu, tmp_path):
     with open_engine(write_plan(tmp_path)) as engine:
         arrays = feeds()
