@@ -147,7 +147,7 @@ def check_complete(bundle: Bundle, card: Card, family: Family) -> None:
         )
     for name, path in graphs.items():
         if digest_file(path) != written[name]:
-            raise ArtifactError(f"{path} is not what was traced, someone edited it: {rerun(bundle)} writes it anew")
+            raise ArtifactError(f"{path} is not what was traced, someone edited it: {rerun(bundle, 'trace')} mends it")
 
 
 def check_engine(bundle: Bundle, card: Card, path: Path, digest: str) -> None:
@@ -162,11 +162,13 @@ def check_engine(bundle: Bundle, card: Card, path: Path, digest: str) -> None:
     elif path == bundle.qdq(target) and bundle.sites(target).exists():
         written = load_json(bundle.sites(target), "export").get("digest")
     if written not in (None, digest):
-        again = f"{rerun(bundle)[:-1]} --force {stage}'"
-        raise ArtifactError(f"{path} is not what was written, someone edited it: {again} writes it anew")
+        raise ArtifactError(f"{path} is not what was written, someone edited it: {rerun(bundle, stage)} mends it")
 
 
-def rerun(bundle: Bundle) -> str:
-    """The command that brings a bundle up to date, quoted; with its recipe's name where that is beside it."""
+def rerun(bundle: Bundle, force: str = "") -> str:
+    """The command that brings a bundle up to date, quoted; with its recipe's name where that is beside it.
+
+    `force` is a stage that must run although its files carry the right stamp, as those that someone edited do.
+    """
     recipe = bundle.root.parent / f"{bundle.root.name}.toml"
-    return f"'quaver run {recipe if recipe.exists() else 'RECIPE'}'"
+    return f"'quaver run {recipe if recipe.exists() else 'RECIPE'}{f' --force {force}' if force else ''}'"
