@@ -148,7 +148,7 @@ def test_the_wheel_holds_the_demo_weights_and_the_pages(wheel):
     data = [
         *(ROOT / "demo" / "model").rglob("*"),
         *ROOT.glob("calib/prompts/*.toml"),
-        *ROOT.glob("runtime/measure/*.html"),
+        *ROOT.glob("runtime/measure/page/*.html"),
     ]
     assert {f"quaver/{name(path)}" for path in data if path.is_file()} <= names
     assert wheel.stat().st_size <= 31_000_000

@@ -1,8 +1,8 @@
 """Charts as inline SVG: small functions from numbers to a string, coloured by the page's style sheet alone.
 
 Drawn on a canvas 400 units wide, so that a phone shows them at their size and a desk a little larger. Colours are CSS
-classes (`ink`, `quiet`, `accent`), so light and dark need one drawing. Each chart says in `aria-label` what it shows;
-the numbers stand in a table beside it.
+classes (`ink`, `quiet`, `accent`, `tone0` .. `tone5`), so light and dark need one drawing. Each chart says in
+`aria-label` what it shows; the numbers stand in a table beside it.
 """
 
 from __future__ import annotations
@@ -14,49 +14,88 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, LEFT, RIGHT, TOP = 400, 44, 12, 10
-STYLES = ("ink", "accent", "ink dash", "accent dash", "quiet", "quiet dash")
 Format = Callable[[float], str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One bar or one mark: `value` with bounds `low`..`high` in the unit of the axis."""
+    """One bar or one mark: `value` with bounds `low`..`high` in the unit of the axis, drawn in a style."""
 
     label: str
     value: float
     low: float
     high: float
-    strong: bool = False
+    style: str = "ink"
 
 
-def ticks(top: float, *, about: int = 4) -> list[float]:
-    """Round values 0, s, 2s, ... with s of the form {1, 2, 5} * 10^k; the last one is the first at or above `top`."""
-    rough = max(top, 1e-12) / about
+@dataclass(frozen=True)
+class Curve:
+    """Values over 1..S, drawn in a style."""
+
+    name: str
+    values: Sequence[float]
+    style: str = "ink"
+
+
+def ticks(top: float, *, low: float = 0.0, about: int = 4) -> list[float]:
+    """Round values ... -s, 0, s, 2s, ... with s of the form {1, 2, 5} * 10^k that enclose 0, `low` and `top`."""
+    rough = max(top, -low, 1e-12) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
-    return [step * i for i in range(math.ceil(top / step - 1e-9) + 1)] if top > 0 else [0.0, step]
+    first, last = math.floor(min(low, 0.0) / step + 1e-9), math.ceil(max(top, 0.0) / step - 1e-9)
+    return [step * i for i in range(first, max(last, first + 1) + 1)]
+
+
+def decades(values: Sequence[float]) -> list[float]:
+    """Round values {1, 2, 5} * 10^k that enclose all `values` above zero; over many decades, 10^k between the ends."""
+    positive = [value for value in values if value > 0] or [1.0]
+    low, high = max(min(positive), max(positive) * 1e-4), max(positive)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = [m * 10.0**k for k in powers for m in (1, 2, 5)]
+    first = max(mark for mark in every if mark <= low * (1 + 1e-9))
+    last = min(mark for mark in every if mark >= high * (1 - 1e-9) and mark > first)
+    between = every if len(powers) <= 3 else [10.0**k for k in powers]
+    return [first, *(mark for mark in between if first * 1.01 < mark < last * 0.99), last]
 
 
 def lines(
-    series: Sequence[tuple[str, Sequence[float]]], *, strong: str, x: str, y: str, label: str, fmt: Format = str
+    curves: Sequence[Curve],
+    *,
+    x: str,
+    y: str,
+    label: str,
+    fmt: Format = str,
+    beyond: Curve | None = None,
+    at: Sequence[object] = (),
 ) -> str:
-    """Curves over 1..S, one per (name, values); the one named `strong` is drawn in the accent colour."""
-    height, bottom = 230, 34
-    marks = ticks(max(max(values) for _, values in series))
-    count = max(len(values) for _, values in series)
+    """Curves over steps 1..S (or those named `at`); the last ones lie on top.
 
-    def at(i: float, value: float) -> str:
-        right = LEFT + (WIDTH - LEFT - RIGHT) * i / max(count - 1, 1)
-        return f"{right:.1f},{height - bottom - (height - bottom - TOP) * value / marks[-1]:.1f}"
+    With `beyond`, the region above that curve is shaded and the axis is logarithmic.
+    """
+    height, bottom, count = 230, 34, max(len(curve.values) for curve in curves)
+    every = [value for curve in (*curves, *([beyond] if beyond else [])) for value in curve.values]
+    marks = decades(every) if beyond else ticks(max(every), low=min(every))
+    scale = (lambda v: math.log(max(v, marks[0]))) if beyond else float
+    low, high = scale(marks[0]), scale(marks[-1])
 
-    body = [_rule(float(at(0, mark).split(",")[1]), short(fmt(mark))) for mark in marks]
-    body += [_tick(float(at(i, 0).split(",")[0]), height - bottom, str(i + 1)) for i in _spread(count)]
-    for name, values in sorted(series, key=lambda s: s[0] == strong):
-        points = " ".join(at(i, value) for i, value in enumerate(values))
-        style = line_style([n for n, _ in series], name, strong)
-        body.append(f'<polyline class="line {style}" points="{points}"><title>{escape(name)}</title></polyline>')
+    def place(i: float, value: float) -> tuple[float, float]:
+        share = (scale(value) - low) / (high - low)
+        return LEFT + (WIDTH - LEFT - RIGHT) * i / max(count - 1, 1), height - bottom - (height - bottom - TOP) * share
+
+    def path(values: Sequence[float]) -> str:
+        return " ".join("{:.1f},{:.1f}".format(*place(i, value)) for i, value in enumerate(values))
+
+    body = [_rule(place(0, mark)[1], short(fmt(mark))) for mark in marks]
+    names = [str(name) for name in at] or [str(i + 1) for i in range(count)]
+    body += [_tick(place(i, marks[0])[0], height - bottom, names[i]) for i in _spread(count)]
+    if beyond:
+        corners = f"{LEFT},{TOP} {path(beyond.values)} {WIDTH - RIGHT},{TOP}"
+        body.append(f'<polygon class="beyond" points="{corners}"><title>{escape(beyond.name)}</title></polygon>')
+    for curve in curves:
+        title = f"<title>{escape(curve.name)}</title>"
+        body.append(f'<polyline class="line {curve.style}" points="{path(curve.values)}">{title}</polyline>')
     body.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{height - 4}" text-anchor="end">{escape(x)}</text>')
-    return _legend([n for n, _ in series], strong) + _svg(height, body, f"{label}: {y} over {x}")
+    return legend([*curves, *([beyond] if beyond else [])]) + svg(height, body, f"{label}: {y} over {x}")
 
 
 def intervals(rows: Sequence[Row], *, label: str, fmt: Format = str, limit: float | None = None) -> str:
@@ -73,13 +112,6 @@ def bars(rows: Sequence[Row], *, label: str, fmt: Format = str) -> str:
 def short(text: str) -> str:
     """A number of an axis without its zeros after the point: "20.0 ms" is "20 ms"."""
     return re.sub(r"\.0+(?!\d)", "", text)
-
-
-def line_style(names: Sequence[str], name: str, strong: str) -> str:
-    """The style classes of a named curve: accent for the strong one, ink and dashes for the others, in order."""
-    if name == strong:
-        return "accent"
-    return ("ink", "ink dash", "quiet", "quiet dash")[[n for n in names if n != strong].index(name) % 4]
 
 
 def _rows(
@@ -105,11 +137,11 @@ def _rows(
         body.append(f'<text class="name" x="{left}" y="{y + 16}">{escape(row.label)}</text>')
         body.append(f'<text class="number" x="{WIDTH}" y="{y + 36}" text-anchor="end">{escape(fmt(row.value))}</text>')
         body.append(draw(x, y + 32, row))
-    return _svg(height, body, f"{label}: " + ", ".join(f"{row.label} {fmt(row.value)}" for row in rows))
+    return svg(height, body, f"{label}: " + ", ".join(f"{row.label} {fmt(row.value)}" for row in rows))
 
 
 def _mark(x: Callable[[float], float], y: float, row: Row) -> str:
-    tone = "accent" if row.strong else "ink"
+    tone = row.style
     return (
         f'<line class="whisker {tone}" x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y}" y2="{y}"/>'
         f'<circle class="dot {tone}" cx="{x(row.value):.1f}" cy="{y}" r="5"/>'
@@ -117,17 +149,18 @@ def _mark(x: Callable[[float], float], y: float, row: Row) -> str:
 
 
 def _bar(x: Callable[[float], float], y: float, row: Row) -> str:
-    tone = "accent" if row.strong else "quiet"
+    tone = row.style
     whisker = f'<line class="whisker ink thin" x1="{x(row.value):.1f}" x2="{x(row.high):.1f}" y1="{y}" y2="{y}"/>'
     bar = f'<rect class="bar {tone}" x="{x(0):.1f}" y="{y - 7}" width="{x(row.value) - x(0):.1f}" height="14" rx="3"/>'
     return bar + (whisker if row.high > row.value else "")
 
 
-def _legend(names: Sequence[str], strong: str) -> str:
+def legend(curves: Sequence[Curve]) -> str:
+    """What the styles of curves mean."""
     keys = [
         f'<span class="key"><svg viewBox="0 0 28 8" width="28" height="8" aria-hidden="true"><line class="line'
-        f' {line_style(names, name, strong)}" x1="1" x2="27" y1="4" y2="4"/></svg>{escape(name)}</span>'
-        for name in names
+        f' {curve.style}" x1="1" x2="27" y1="4" y2="4"/></svg>{escape(curve.name)}</span>'
+        for curve in curves
     ]
     return f'<div class="legend">{"".join(keys)}</div>'
 
@@ -148,6 +181,7 @@ def _spread(count: int) -> list[int]:
     return sorted({0, *range(step - 1, count, step)})
 
 
-def _svg(height: int, body: Sequence[str], label: str) -> str:
-    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+def svg(height: float, body: Sequence[str], label: str) -> str:
+    """A drawing with what it shows in words."""
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
     return f"{head}{''.join(body)}</svg>"

@@ -1,24 +1,42 @@
-"""A quantized engine against the float one: the same call, the same trajectories, the same sounds."""
+"""A quantized engine against the float one: the same call, the same trajectories, the same sounds.
+
+A figure is an interval, `{"value", "low", "high"}`; a set measure is a mapping from names of measures to intervals, so
+that whatever a feature network can tell has its column.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quaver.runtime.correct import make_correct
+from quaver.runtime.denoise import CORRECTION, step_noise
 from quaver.runtime.engine import Engine, open_engine
-from quaver.runtime.measure import frechet, probe, quality
+from quaver.runtime.generate import session_stats
+from quaver.runtime.measure import frechet, quality
 from quaver.runtime.measure.cost import file_bytes
-from quaver.runtime.measure.latency import peak_rss_bytes, seconds, time_pair
+from quaver.runtime.measure.departure import leaves
+from quaver.runtime.measure.divergence import paired_kl, softmax
+from quaver.runtime.measure.explained import explained_error, step_errors
+from quaver.runtime.measure.features import Heard, NetworkMissing, open_network
+from quaver.runtime.measure.latency import peak_rss_bytes, seconds, time_calls, time_pair
+from quaver.runtime.measure.likeness import RADIUS, psnr_db, ssim
+from quaver.runtime.measure.manifold import NEIGHBOURS, precision, recall
+from quaver.runtime.measure.media import levels
+from quaver.runtime.measure.mel import mel_snr_db
+from quaver.runtime.measure.sets import Measure, against_floor
 from quaver.runtime.measure.trajectories import Pairs, Take
+from quaver.runtime.sample import Correct, SamplingSettings
 from quaver.runtime.session import Session
 
 Array = np.ndarray
 Rows = dict[str, Any]
-PROBE = "Frechet distance (embedded probe)"
+EXPLAINED = 16  # trajectories on which single calls are compared
 SNR_LIMIT = 150.0  # dB, about what float32 can tell apart; keeps equal latents finite
 
 
@@ -47,7 +65,7 @@ def compare_calls(
     float_time, time, speedup = time_pair(
         lambda: reference.engine(one), lambda: judged.engine(one), rng=rng, runs=runs, warmup=warmup
     )
-    files = {"float": reference.bundle.float_unet, str(judged.target): judged.bundle.qdq(str(judged.target))}
+    files = {"float": reference.bundle.float_unet, str(judged.target): judged.bundle.engine(str(judged.target))}
     return {
         "batch": batch,
         "runs": runs,
@@ -68,73 +86,152 @@ def call_feeds(session: Session, prompts: tuple[str, ...], x_t: Array, at: Array
     return {name: np.asarray(rows) for name, rows in feeds.items()}
 
 
+def correction_seconds(
+    session: Session, sampling: SamplingSettings, names: Iterable[str], x_t: Array, at: Array
+) -> dict[str, float]:
+    """Seconds that each correction takes for one state `[B, C, T, F]`, mean over timesteps `at` `[S]`."""
+    noise = step_noise(range(len(x_t)), CORRECTION)
+    found = {}
+    for name in names:
+        correct = make_correct(name, session_stats(session, sampling) if name != "none" else None, noise)
+        whole = time_calls(partial(_over, correct, x_t, at), runs=5, warmup=1).median_s
+        found[name] = whole / len(at) if name != "none" else 0.0
+    return found
+
+
+def _over(correct: Correct, x_t: Array, at: Array) -> None:
+    for t in at.tolist():
+        correct(x_t, t, x_t)
+
+
 def load_seconds(path: Path) -> float:
     """Seconds to open an engine and be ready for its first call."""
     return seconds(lambda: open_engine(path).close())
 
 
-def correction_rows(reference: Take, takes: Mapping[str, Take]) -> list[Rows]:
-    """For every correction: latent error, SNR, drift per step, log-spectral distance (of sound), ratio to none."""
+def correction_rows(
+    reference: Take, takes: Mapping[str, Take], *, rate: int, spread: Array | None = None
+) -> list[Rows]:
+    """For every correction how far its samples are from the float ones, what was clipped, and its ratio to none.
+
+    `rate` is that of the sounds in Hz; `spread` [S] is how far the float model's own seeds lie apart at each step.
+    """
     errors = {name: quality.relative_error(take.latents, reference.latents) for name, take in takes.items()}
     comparable = "none" in errors and bool(np.all(errors["none"] > 0))
     rng = np.random.default_rng(0)
     rows = []
     for name, take in takes.items():
         against = quality.ratio_interval(errors[name], errors["none"], rng=rng) if comparable else None
-        snr = quality.snr_db(take.latents, reference.latents)
-        sound = quality.log_spectral_distance(take.waveforms, reference.waveforms) if take.waveforms.size else None
+        path = quality.drift(take.states, reference.states).mean(axis=1)
         rows.append(
             {
                 "name": name,
                 "latent_error": quality.mean_interval(errors[name], rng=rng).as_json(),
-                "snr_db": quality.mean_interval(np.minimum(snr, SNR_LIMIT), rng=rng).as_json(),
-                "log_spectral_db": None if sound is None else quality.mean_interval(sound, rng=rng).as_json(),
+                "snr_db": _mean_db(quality.snr_db(take.latents, reference.latents), rng),
+                **sample_distances(reference, take, rate, rng),
                 "against_none": None if against is None or name == "none" else against.as_json(),
-                "drift": quality.drift(take.states, reference.states).mean(axis=1).tolist(),
+                "drift": path.tolist(),
+                "leaves_seeds_at": None if spread is None else leaves(path, spread),
+                "clipped_steps": int(take.clipped),
+                **levels(take.waveforms),
                 "errors": errors[name].tolist(),
             }
         )
     return rows
 
 
-def set_measures(path: Path, reference: Take, takes: Mapping[str, Take]) -> Rows:
-    """Frechet distances over the features of the probe at `path`, with their floor, and shared verdicts."""
-    if not path.exists():
-        return {"missing": f"This bundle has no {path.name}, so there is no feature network to measure sets with."}
-    seen, rng = probe.judge(path, reference.heard), np.random.default_rng(0)
-    features, classes = seen[probe.FEATURES], probe.verdicts(seen)
-    count, dimensions = features.shape
-    rows, floor = [], np.zeros(1)
-    for name, take in takes.items():
-        outputs = probe.judge(path, take.heard)
-        # The same halves for every correction, so that the floor is one number.
-        floor, distance = frechet.half_distances(features, outputs[probe.FEATURES], rng=np.random.default_rng(0))
-        same = {key: found == classes[key] for key, found in probe.verdicts(outputs).items()}
-        rows.append(
-            {
-                "name": name,
-                "distance": _spread(distance),
-                "agreement": {key: quality.mean_interval(hits, rng=rng).as_json() for key, hits in same.items()},
-            }
-        )
+def sample_distances(reference: Take, take: Take, rate: int, rng: np.random.Generator) -> Rows:
+    """Distances of what samples sound or look like; None where a take has no sounds or no pictures."""
+    found: Rows = dict.fromkeys(("log_spectral_db", "mel_snr_db", "psnr_db", "ssim"))
+    if take.waveforms.size:
+        q, y = take.waveforms, reference.waveforms
+        found["log_spectral_db"] = quality.mean_interval(quality.log_spectral_distance(q, y), rng=rng).as_json()
+        found["mel_snr_db"] = _mean_db(mel_snr_db(q, y, rate=rate), rng)
+    if take.pictures.size:
+        q, y = take.pictures, reference.pictures
+        found["psnr_db"] = _mean_db(psnr_db(q, y, span=1.0), rng)
+        large = min(q.shape[2:]) > 2 * RADIUS
+        found["ssim"] = quality.mean_interval(ssim(q, y, span=1.0), rng=rng).as_json() if large else None
+    return found
+
+
+def _mean_db(values: Array, rng: np.random.Generator) -> dict[str, float]:
+    return quality.mean_interval(np.minimum(values, SNR_LIMIT), rng=rng).as_json()
+
+
+def explained_rows(
+    reference: Session, judged: Session, pairs: Pairs, states: Array, sampling: SamplingSettings, names: Iterable[str]
+) -> dict[str, list[float]]:
+    """For each correction but none the share of a single call's squared error it takes off, per step.
+
+    Measured on the first `EXPLAINED` trajectories, whose float `states` are `[S, N, C, T, F]`.
+    """
+    few = Pairs(pairs.prompts[:EXPLAINED], pairs.seeds[:EXPLAINED])
+    wanted = [name for name in names if name != "none"]
+    if not wanted:
+        return {}
+    errors = step_errors(reference, judged, few, states[:, :EXPLAINED], sampling, ["none", *wanted])
+    rng = np.random.default_rng(0)
     return {
-        "name": PROBE,
+        name: [interval.value for interval in explained_error(errors[name], errors["none"], rng=rng)] for name in wanted
+    }
+
+
+def set_measures(spec: str, probe: Path, reference: Take, takes: Mapping[str, Take], *, rate: int) -> Rows:
+    """What the feature network `spec` makes of every correction's samples as a set, and of the float set (floor).
+
+    A network that is not here is said with the command that brings it, and nothing is measured.
+    """
+    if not any(values.size for values in reference.heard.values()):
+        return {"network": spec, "missing": "Feature networks listen to sounds, and these takes end at latents."}
+    try:
+        network = open_network(spec, rate=rate, probe=probe)
+    except NetworkMissing as error:
+        return {"network": spec, "missing": f"{error}."}
+    own = network.hear(reference.heard)
+    floors, rows = {}, []
+    for name, take in takes.items():
+        measures, floors = _measured(network.distance, own, network.hear(take.heard))
+        rows.append({"name": name, "measures": measures})
+    count, dimensions = len(own.features), own.features.shape[-1]
+    remarks = [network.note, frechet.few_samples(count // 2, dimensions)]
+    return {
+        "network": network.name,
         "samples": count,
         "dimensions": dimensions,
-        "floor": _spread(floor),
-        "note": frechet.few_samples(count // 2, dimensions),
-        "attributes": list(classes),
+        "note": "; ".join(filter(None, remarks)) or None,
+        "floors": [{"name": "float against float", "measures": floors}],
         "corrections": rows,
     }
+
+
+def _measured(distance: str, own: Heard, judged: Heard) -> tuple[Rows, Rows]:
+    """Measures of a judged set and their floors; where items are compared one by one there is no floor."""
+    rng = np.random.default_rng(0)
+    measures: Rows = {}
+    floors: Rows = {}
+    flat = [features if features.ndim == 2 else features.mean(axis=1) for features in (own.features, judged.features)]
+    sets: dict[str, tuple[Measure, Array, Array]] = {distance: (frechet.frechet_of_sets, own.features, judged.features)}
+    if len(flat[0]) > 2 * NEIGHBOURS + 1:
+        sets |= {"precision": (precision, *flat), "recall": (recall, *flat)}
+    for name, (measure, a, b) in sets.items():
+        # The same halves for every correction, so that the floor is one number.
+        figure = against_floor(measure, a, b, rng=np.random.default_rng(0), paired=True)
+        most = np.inf if measure is frechet.frechet_of_sets else 1.0
+        measures[name], floors[name] = (_within(each, most) for each in (figure.value, figure.floor))
+    for name, logits in own.logits.items():
+        p, q = softmax(logits), softmax(judged.logits[name])
+        measures[f"KL, {name}"] = quality.mean_interval(paired_kl(p, q), rng=rng).as_json()
+        measures[f"same {name}"] = quality.mean_interval(p.argmax(axis=1) == q.argmax(axis=1), rng=rng).as_json()
+    return measures, floors
+
+
+def _within(interval: quality.Interval, most: float) -> dict[str, float]:
+    """An interval whose bounds were moved, cut to what the measure can be."""
+    return {name: min(max(value, 0.0), most) for name, value in interval.as_json().items()}
 
 
 def _split(engine: Engine, feeds: Mapping[str, Array], batch: int = 8) -> Array:
     count = len(next(iter(feeds.values())))
     parts = ({name: rows[i : i + batch] for name, rows in feeds.items()} for i in range(0, count, batch))
     return np.concatenate([np.asarray(engine(part)) for part in parts])
-
-
-def _spread(values: Array) -> dict[str, float]:
-    """Mean over random halves, and the range in which 95% of them lie."""
-    low, high = np.quantile(values, [0.025, 0.975])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high)}

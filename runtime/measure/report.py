@@ -1,8 +1,9 @@
-"""The stage `validate`: held-out prompts through the float and the quantized engine, measured, and one page about it.
+"""The report: held-out prompts through the float engine and the quantized ones, measured, and one page about it.
 
 `report.json` holds every figure (its layout is in docs/validation.md), `report.html` shows them, `media/` has the
 sounds. All are written when everything is measured: there is never half a report. What takes long, the trajectories,
-is kept until then, so that a run that was killed goes on where it was.
+is kept until then under a name that says what they depend on, so that a run that was killed goes on where it was, and
+engines of one float model share its trajectories.
 """
 
 from __future__ import annotations
@@ -10,26 +11,35 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quaver.runtime.artifact import Stamp, atomic, save_json
-from quaver.runtime.audio import write_wav
+from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
-from quaver.runtime.measure.compare import compare_calls, correction_rows, set_measures
-from quaver.runtime.measure.cost import environment
+from quaver.runtime.measure.compare import (
+    compare_calls,
+    correction_rows,
+    correction_seconds,
+    explained_rows,
+    set_measures,
+)
+from quaver.runtime.measure.cost import environment, file_bytes
+from quaver.runtime.measure.departure import seed_spread
+from quaver.runtime.measure.evidence import prompt_facts, range_facts, site_facts
+from quaver.runtime.measure.media import Voice, clear_media, levels, shown_clips, write_voice
 from quaver.runtime.measure.page import render
 from quaver.runtime.measure.plan import plan_facts
-from quaver.runtime.measure.spectrogram import picture
-from quaver.runtime.measure.trajectories import Pairs, Take, held_out, load_take, save_take, take, take_stamp
-from quaver.runtime.measure.units import percent, spoken
+from quaver.runtime.measure.trajectories import Pairs, Take, held_out, load_take, save_take, take, take_path, take_stamp
+from quaver.runtime.measure.verdict import best_row, joint_verdict, verdict
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import SamplingSettings, visited
 from quaver.runtime.session import FLOAT, Session, open_bundle, rerun
 
-SCHEMA = 1
+SCHEMA = 2
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,9 +49,10 @@ class ValidateSettings:
     target: str = "ort-cpu"  # the engine that is judged
     corrections: tuple[str, ...] = ("none", "d2-deterministic", "auto")
     trajectories: int = 64  # prompts and seeds whose latents are compared
-    clips: int = 8  # of them, how many can be heard on the page
+    clips: int = 8  # of them, how many become files; the page plays as many as fit
     max_latent_error: float = 0.1  # budget: the upper bound of the mean relative error of the finished latent
     min_speedup: float = 1.0  # budget: the lower bound of float seconds over this engine's, one U-Net call
+    networks: tuple[str, ...] = ("probe",)  # feature networks of set measures: probe, vggish, panns, clap, onnx:FILE
     latency_runs: int = 30  # pairs of calls
     latency_warmup: int = 3  # calls before them
     batch: int = 8  # samples drawn at once
@@ -64,6 +75,26 @@ class ValidateSettings:
                 raise RecipeError(f"validate.{name} is {getattr(self, name)!r}, expected {expected}")
 
 
+@dataclass(frozen=True)
+class Subject:
+    """An engine to be judged: its bundle, what its recipe says of it, and its name in the report."""
+
+    name: str
+    bundle: Bundle
+    settings: ValidateSettings
+    sampling: SamplingSettings
+
+
+@dataclass
+class Findings:
+    """What was measured so far: a float reference by the digest of its take, an engine, the files of every take."""
+
+    references: dict[str, Report] = field(default_factory=dict)
+    engines: list[Report] = field(default_factory=list)
+    voices: list[list[Report]] = field(default_factory=list)
+    kept: set[Path] = field(default_factory=set)
+
+
 def validate(
     bundle: Bundle, settings: ValidateSettings, sampling: SamplingSettings, *, stamp: Stamp, progress: Progress
 ) -> Path:
@@ -71,44 +102,97 @@ def validate(
 
     Raises: ArtifactError when the bundle lacks something, or no prompt was held back.
     """
-    pairs = held_out(bundle, count=settings.trajectories, seed=settings.seed)
-    with (
-        open_bundle(bundle, engine_file=FLOAT) as reference,
-        open_bundle(bundle, engine_file=settings.target) as judged,
-    ):
-        takes = draw_takes(reference, judged, pairs, settings, sampling, progress)
-        runs = {"runs": settings.latency_runs, "warmup": settings.latency_warmup}
-        call = compare_calls(
-            reference, judged, pairs, takes[FLOAT].states, visited(sampling, reference.schedule), **runs
-        )
-        rate = reference.sample_rate
-    measured = {name: found for name, found in takes.items() if name != FLOAT}
-    rows = correction_rows(takes[FLOAT], measured)
-    judgement = verdict(rows, call, settings)
+    subject = Subject(bundle.root.resolve().name, bundle, settings, sampling)
+    again = rerun(bundle).strip("'").replace("quaver run", "quaver validate")
+    path = write_report([subject], bundle, stamp=stamp, command=again, progress=progress)
+    shutil.rmtree(bundle.shards("validate"), ignore_errors=True)
+    return path
+
+
+def write_report(subjects: Sequence[Subject], place: Bundle, *, stamp: Stamp, command: str, progress: Progress) -> Path:
+    """Measure engines on the same prompts and seeds, those of the first, and write one report about all into `place`.
+
+    Takes stay in `place`, those of this report alone. Raises: as `validate`.
+    """
+    first = subjects[0].settings
+    pairs = held_out(subjects[0].bundle, count=first.trajectories, seed=first.seed)
+    findings = Findings()
+    clear_media(place)
+    for subject in subjects:
+        measure(subject, pairs, place, findings, clips=first.clips, progress=progress)
     report = {
         "schema": SCHEMA,
-        "name": bundle.root.resolve().name,
+        "name": place.root.resolve().name,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "target": settings.target,
+        "verdict": joint_verdict(findings.engines),
         "trajectories": len(pairs.prompts),
         "prompts": len(set(pairs.prompts)),
-        "verdict": judgement,
-        "corrections": rows,
-        "call": {**call, "threads": f"all {environment()['cores']} cores"},
-        "probe": set_measures(bundle.probe, takes[FLOAT], measured),
-        "plan": plan_facts(bundle),
-        "clips": write_clips(bundle, takes, pairs, rows, rate=rate, count=settings.clips),
-        "settings": asdict(settings),
-        "sampling": asdict(sampling),
+        "references": list(findings.references.values()),
+        "engines": findings.engines,
+        "clips": shown_clips(list(zip(pairs.prompts, pairs.seeds, strict=True)), findings.voices),
+        "notes": notes(pairs, findings),
         "environment": environment(),
-        "digests": dict(stamp.inputs),
-        "reproduce": [rerun(bundle).strip("'").replace("quaver run", "quaver validate")],
+        "reproduce": command,
     }
-    write_page(bundle, report)
-    path = save_json(bundle.report_json, report, stamp)
-    shutil.rmtree(bundle.shards("validate"), ignore_errors=True)
-    progress.say(f"{judgement['word']}: {judgement['sentence']}")
+    write_page(place, report)
+    path = save_json(place.report_json, report, stamp)
+    for old in set(place.shards("validate").glob("*.safetensors")) - findings.kept:
+        old.unlink()
+    progress.say(f"{report['verdict']['word']}: {report['verdict']['sentence']}")
     return path
+
+
+def measure(
+    subject: Subject, pairs: Pairs, place: Bundle, findings: Findings, *, clips: int, progress: Progress
+) -> None:
+    """Draw the takes of one engine and of its float model, and add what they say to the findings."""
+    bundle, settings, sampling = subject.bundle, subject.settings, subject.sampling
+    with ExitStack() as stack:
+        reference = stack.enter_context(open_bundle(bundle, engine_file=FLOAT))
+        judged = stack.enter_context(open_bundle(bundle, engine_file=settings.target))
+        takes, paths = draw_takes(reference, judged, pairs, settings, sampling, place, progress)
+        findings.kept.update(paths.values())
+        runs = {"runs": settings.latency_runs, "warmup": settings.latency_warmup}
+        visits = visited(sampling, reference.schedule)
+        call = compare_calls(reference, judged, pairs, takes[FLOAT].states, visits, **runs)
+        explained = explained_rows(reference, judged, pairs, takes[FLOAT].states, sampling, settings.corrections)
+        added = correction_seconds(judged, sampling, settings.corrections, takes[FLOAT].latents[:1], visits)
+        rate = reference.sample_rate if takes[FLOAT].waveforms.size else 0
+    float_take, key = takes.pop(FLOAT), paths[FLOAT].stem
+    spread = seed_spread(float_take.states)
+    rows = [
+        {**row, "added_s": added[row["name"]], "explained": explained.get(row["name"])}
+        for row in correction_rows(float_take, takes, rate=rate, spread=spread)
+    ]
+    if key not in findings.references:
+        findings.references[key] = reference_facts(
+            subject, float_take, spread.tolist(), call, rate, number=len(findings.references)
+        )
+        findings.voices.append(list(write_voice(place, Voice(None, FLOAT, float_take, rate), 0, clips)))
+    findings.engines.append(
+        {
+            "name": subject.name,
+            "bundle": str(bundle.root),
+            "target": settings.target,
+            "reference": findings.references[key]["name"],
+            "verdict": verdict(settings.target, rows, call, settings),
+            "corrections": rows,
+            "call": {**call, "threads": f"all {environment()['cores']} cores"},
+            "bytes": file_bytes(bundle.engine(settings.target)),
+            "sets": [set_measures(spec, bundle.probe, float_take, takes, rate=rate) for spec in settings.networks],
+            "sites": site_facts(bundle, settings.target),
+            "plan": plan_facts(bundle, settings.target),
+            "coverage": prompt_facts(bundle),
+            "ranges": range_facts(bundle),
+            "settings": asdict(settings),
+            "sampling": asdict(sampling),
+            "digests": digests(bundle, settings.target),
+        }
+    )
+    for name, found in takes.items():
+        errors = next(row["errors"] for row in rows if row["name"] == name)
+        voice = Voice(subject.name, name, found, rate, errors)
+        findings.voices.append(list(write_voice(place, voice, len(findings.voices), clips)))
 
 
 def draw_takes(
@@ -117,77 +201,67 @@ def draw_takes(
     pairs: Pairs,
     settings: ValidateSettings,
     sampling: SamplingSettings,
+    place: Bundle,
     progress: Progress,
-) -> dict[str, Take]:
-    """The float take, then one per correction; those already drawn are read back."""
+) -> tuple[dict[str, Take], dict[str, Path]]:
+    """The float take, then one per correction, and where each is kept; those already drawn are read back."""
     plan = [(FLOAT, reference, "none"), *((name, judged, name) for name in settings.corrections)]
-    found = {}
+    found, paths = {}, {}
     for name, session, correct in plan:
         stamp = take_stamp(session, pairs, sampling, correct=correct, batch=settings.batch)
-        path = take_path(session.bundle, name)
-        if (before := load_take(path, stamp)) is not None:
+        paths[name] = take_path(place.shards("validate"), stamp)
+        if (before := load_take(paths[name], stamp)) is not None:
             found[name] = before
             continue
-        with progress.bar(sampling.steps * -(-len(pairs.seeds) // settings.batch), f"validate {name}") as bar:
+        label = f"validate {judged.bundle.root.resolve().name} {name}"
+        with progress.bar(sampling.steps * -(-len(pairs.seeds) // settings.batch), label) as bar:
             found[name] = take(session, pairs, sampling, correct=correct, batch=settings.batch, on_step=bar.step)
-        save_take(path, found[name], stamp)
+        save_take(paths[name], found[name], stamp)
+    return found, paths
+
+
+def reference_facts(
+    subject: Subject, drawn: Take, spread: Sequence[float], call: Mapping[str, Any], rate: int, *, number: int
+) -> Report:
+    """What is said of a float model: its cost beside the first engine made of it, its takes."""
+    return {
+        "name": FLOAT if not number else f"{FLOAT} of {subject.name}",
+        "call": call["engines"][FLOAT],
+        "bytes": file_bytes(subject.bundle.float_unet),
+        "rate": rate,
+        "digest": digest_file(subject.bundle.float_unet),
+        "seed_spread": spread,
+        **levels(drawn.waveforms),
+    }
+
+
+def digests(bundle: Bundle, target: str) -> dict[str, str]:
+    """Digests of the files that decide the figures of an engine."""
+    files = [bundle.float_unet, bundle.engine(target), bundle.error_stats(target), bundle.prompts, bundle.card]
+    return {path.name: digest_file(path) for path in files if path.exists()}
+
+
+def notes(pairs: Pairs, findings: Findings) -> list[str]:
+    """What whoever reads the figures should know first."""
+    found = []
+    if (prompts := len(set(pairs.prompts))) < len(pairs.prompts):
+        found.append(f"{len(pairs.prompts)} trajectories from {prompts} held-out prompts: each is drawn several times.")
+    if len(findings.references) > 1:
+        found.append("The engines come from different float models: each error is against an engine's own.")
+    rates = sorted({row["rate"] for row in findings.references.values() if row["rate"]})
+    if len(rates) > 1:
+        found.append(f"Clips have different sample rates ({', '.join(f'{rate} Hz' for rate in rates)}).")
+    for kind, why in (("silent", "silent"), ("clipped", "louder than full scale, and clipped in their files")):
+        counts = [(row["name"], row[kind]) for row in findings.references.values()]
+        counts += [(engine["name"], best_row(engine["corrections"])[kind]) for engine in findings.engines]
+        if any(number for _, number in counts):
+            said = ", ".join(f"{number} of {name}" for name, number in counts)
+            found.append(f"Of {len(pairs.prompts)} clips each, some are {why}: {said}.")
     return found
 
 
-def take_path(bundle: Bundle, name: str) -> Path:
-    """Where a take is kept until the report is written."""
-    return bundle.shards("validate") / f"{name}.safetensors"
-
-
-def verdict(rows: Sequence[Mapping[str, Any]], call: Mapping[str, Any], settings: ValidateSettings) -> dict[str, Any]:
-    """Ship if the best correction's error and the speed-up keep the budget with their worse bounds."""
-    best = min(rows, key=lambda row: row["latent_error"]["value"])
-    error, speed = best["latent_error"], call["speedup"]
-    checks = [
-        {
-            "passed": error["high"] <= settings.max_latent_error,
-            "sentence": f"Latent error {percent(error['value'])}, at most {percent(error['high'])};"
-            f" the budget is {percent(settings.max_latent_error)}.",
-        },
-        {
-            "passed": speed["low"] >= settings.min_speedup,
-            "sentence": f"One U-Net call is {speed['value']:.2f}× as fast as float, at least {speed['low']:.2f}×;"
-            f" the budget is {settings.min_speedup:.2f}×.",
-        },
-    ]
-    ship = all(check["passed"] for check in checks)
-    where = "keeps" if ship else "does not keep"
-    sentence = f"{settings.target} with {spoken(best['name'])} {where} the budget of its recipe."
-    word = "Ship" if ship else "Do not ship"
-    return {"ship": ship, "word": word, "correction": best["name"], "sentence": sentence, "checks": checks}
-
-
-def write_clips(
-    bundle: Bundle, takes: Mapping[str, Take], pairs: Pairs, rows: Sequence[Mapping[str, Any]], *, rate: int, count: int
-) -> list[dict[str, Any]]:
-    """WAV file and spectrogram of the first `count` samples of every take, and what the page says of them.
-
-    None of takes that end at latents.
-    """
-    errors = {row["name"]: row["errors"] for row in rows}
-    for old in bundle.media("clip").parent.glob("clip-*"):
-        old.unlink()
-    clips = []
-    for i in range(count if takes[FLOAT].waveforms.size else 0):
-        found = []
-        for name, made in takes.items():
-            stem = f"clip-{i:02d}.{name}"
-            write_wav(bundle.media(f"{stem}.wav"), made.waveforms[i], rate)
-            with atomic(bundle.media(f"{stem}.png")) as temporary:
-                temporary.write_bytes(picture(made.waveforms[i], rate=rate))
-            error = errors[name][i] if name in errors else None
-            found.append({"name": name, "wave": f"{stem}.wav", "picture": f"{stem}.png", "latent_error": error})
-        clips.append({"prompt": pairs.prompts[i], "seed": pairs.seeds[i], "rate": rate, "takes": found})
-    return clips
-
-
-def write_page(bundle: Bundle, report: Mapping[str, Any]) -> None:
+def write_page(place: Bundle, report: Mapping[str, Any]) -> None:
     """report.html, whole or not at all."""
-    text = render(report, lambda name: bundle.media(name).read_bytes())
-    with atomic(bundle.report_html) as temporary:
+    text = render(report, lambda name: place.media(name).read_bytes())
+    with atomic(place.report_html) as temporary:
         temporary.write_text(text, encoding="utf-8")

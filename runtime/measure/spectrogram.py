@@ -66,10 +66,19 @@ def picture(waveform: Array, *, rate: int, range_db: float = 80.0) -> bytes:
 
 def png(indices: Array, colours: Array) -> bytes:
     """A palette PNG of `indices` `[height, width]` uint8 into `colours` `[256, 3]` uint8 (PNG specification, 11.2)."""
-    height, width = indices.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
-    rows = np.pad(indices, ((0, 0), (1, 0))).tobytes()  # filter byte 0 in front of every row
-    chunks = ((b"IHDR", header), (b"PLTE", colours.tobytes()), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
+    return _png(indices.shape, 3, indices, (b"PLTE", colours.tobytes()))
+
+
+def truecolour(pixels: Array) -> bytes:
+    """A PNG of `pixels` `[height, width, 3]` uint8, red, green and blue."""
+    height, width, _ = pixels.shape
+    return _png((height, width), 2, pixels.reshape(height, 3 * width))
+
+
+def _png(size: tuple[int, ...], kind: int, rows: Array, *between: tuple[bytes, bytes]) -> bytes:
+    header = struct.pack(">IIBBBBB", size[1], size[0], 8, kind, 0, 0, 0)
+    data = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # filter byte 0 in front of every row
+    chunks = ((b"IHDR", header), *between, (b"IDAT", zlib.compress(data, 9)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,8 @@ class Take:
     states: Array  # [S, N, C, T, F]: after every step; the last are the latents
     waveforms: Array  # [N, samples]
     mels: Array  # [N, 1, T', M]
+    pictures: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # [N, C, H, W] in [0, 1]
+    clipped: Array = field(default_factory=lambda: np.zeros((), np.int64))  # steps whose residual found no room
 
     @property
     def latents(self) -> Array:
@@ -76,7 +78,7 @@ def take(
 ) -> Take:
     """Draw every pair with an open session and one correction, and keep the state after every step.
 
-    Without `decode` the take has no sound: empty arrays.
+    What a family does not decode to, or without `decode`, is an empty array.
     """
     states: list[list[Array]] = []
 
@@ -87,13 +89,23 @@ def take(
         if on_step is not None:
             on_step()
 
-    batches = generate_from(
-        session, pairs.prompts, pairs.seeds, sampling, correct=correct, batch=batch, decode=decode, on_step=watch
+    batches = list(
+        generate_from(
+            session, pairs.prompts, pairs.seeds, sampling, correct=correct, batch=batch, decode=decode, on_step=watch
+        )
     )
-    silence = {name: np.zeros((0, 0), np.float32) for name in ("waveform", "mel")}
-    decoded = [batch.decoded or silence for batch in batches]
     stacked = np.concatenate([np.stack(steps) for steps in states], axis=1)
-    return Take(stacked, *(np.concatenate([part[name] for part in decoded]) for name in silence))
+    nothing = np.zeros((0, 0), np.float32)
+    decoded = [
+        np.concatenate([drawn.decoded.get(name, nothing) for drawn in batches])
+        for name in ("waveform", "mel", "picture")
+    ]
+    return Take(stacked, *decoded, clipped=np.array(sum(drawn.clipped for drawn in batches)))
+
+
+def take_path(folder: Path, stamp: Stamp) -> Path:
+    """Where the take of a stamp is kept in a folder: what it depends on is its name, so equal takes are one file."""
+    return folder / f"{digest_json(asdict(stamp)).removeprefix('sha256:')[:20]}.safetensors"
 
 
 def load_take(path: Path, stamp: Stamp) -> Take | None:
@@ -114,7 +126,8 @@ def take_stamp(session: Session, pairs: Pairs, sampling: SamplingSettings, *, co
     """What a take depends on: engine, correction and its statistics, prompts, seeds, sampling, and the components."""
     bundle = session.bundle
     settings = {"sampling": asdict(sampling), "pairs": asdict(pairs), "correct": correct, "batch": batch}
-    inputs = {"engine": session.engine.digest, bundle.card.name: digest_file(bundle.card)}
+    card = {name: value for name, value in session.card.items() if name != "stamp"}  # not by which recipe it came
+    inputs = {"engine": session.engine.digest, bundle.card.name: digest_json(card)}
     if correct != "none" and session.target is not None:
         inputs["error_stats"] = digest_file(bundle.error_stats(session.target))
     return Stamp(KIND, settings=digest_json(settings), inputs=inputs)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 
 
 def span(interval: Mapping[str, float], fmt: Callable[[float], str]) -> str:
-    """The bounds of an interval."""
-    return f"{fmt(interval['low'])} to {fmt(interval['high'])}"
+    """The bounds of an interval, a unit set apart by a blank said once."""
+    low, high = fmt(interval["low"]), fmt(interval["high"])
+    unit = high.partition(" ")[2]
+    return f"{low.removesuffix(f' {unit}') if unit else low} to {high}"
 
 
 def times(interval: Mapping[str, float]) -> str:
@@ -41,8 +43,10 @@ def decibel(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
-    return f"{value:.3g}"
+    """Three digits that count; thousands in full."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.0e}"
 
 
 def spoken(correction: str) -> str:

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quaver.runtime.measure.spectrogram import picture
-
 RATE = 16000
 HOSTILE = '</p><script>document.title="owned"</script><img src=x onerror=alert(1)> "quoted" & a soft low cello note'
 PROMPTS = (
@@ -20,6 +18,7 @@ PROMPTS = (
     "a loud fast arpeggio on a high bright piano, played twice, " * 160,
     "repeated drum hits",
 )
+NAMES = ("none", "d2-deterministic", "d2-stochastic")
 
 
 @pytest.fixture
@@ -28,33 +27,74 @@ def report() -> dict[str, Any]:
 
 
 @pytest.fixture
+def joint() -> dict[str, Any]:
+    """A report about three engines, the second of which does not ship."""
+    return made_up_report(("demo-w8a8", "<i>w4a8</i>", "demo-8w16a"))
+
+
+@pytest.fixture
 def media() -> dict[str, bytes]:
     return made_up_media()
 
 
-def made_up_report() -> dict[str, Any]:
-    names = ("none", "d2-deterministic", "d2-stochastic")
-    takes = [{"name": "float", "wave": "float.wav", "picture": "float.png"}]
-    takes += [{"name": name, "wave": f"{name}.wav", "picture": f"{name}.png", "latent_error": 0.04} for name in names]
+def made_up_report(engines: tuple[str, ...] = ("demo-w8a8",)) -> dict[str, Any]:
+    several = len(engines) > 1
+    takes = [made_up_take(None, "float")]
+    takes += [made_up_take(engine, name) for engine in engines for name in NAMES]
+    verdict = {
+        "ship": True,
+        "word": "Ship",
+        "sentence": "ort-cpu with d2-deterministic keeps the budget of its recipe.",
+    }
+    if several:
+        verdict = {"ship": True, "word": "2 of 3 ship", "sentence": "demo-w8a8 is the fastest of them."}
     return {
-        "schema": 1,
-        "name": "demo-w8a8",
+        "schema": 2,
+        "name": "compare" if several else engines[0],
         "made": "2026-01-02 03:04 UTC",
-        "target": "ort-cpu",
+        "verdict": verdict,
         "trajectories": 64,
         "prompts": 32,
+        "references": [
+            {
+                "name": "float",
+                "call": {"median_s": 0.0213, "p95_s": 0.0242, "first_s": 0.051, "load_s": 0.32, "bytes": 46_100_000},
+                "bytes": 46_100_000,
+                "rate": RATE,
+                "digest": "sha256:" + "0" * 64,
+                "seed_spread": [1.2 - 0.02 * i for i in range(20)],
+                "silent": 0,
+                "clipped": 0,
+            }
+        ],
+        "engines": [made_up_engine(name, i) for i, name in enumerate(engines)],
+        "clips": [
+            {"prompt": text, "seed": 7 + i, "takes": [dict(take) for take in takes]} for i, text in enumerate(PROMPTS)
+        ],
+        "notes": ["64 trajectories from 32 held-out prompts: each is drawn several times."],
+        "environment": {"quaver": "0.1.0", "onnxruntime": "1.32.0", "machine": "x86_64", "processor": "<b>cpu</b>"},
+        "reproduce": "quaver validate engines/demo-w8a8.toml",
+    }
+
+
+def made_up_engine(name: str, i: int) -> dict[str, Any]:
+    ship = i != 1
+    return {
+        "name": name,
+        "bundle": f"engines/{name}",
+        "target": "ort-cpu",
+        "reference": "float",
         "verdict": {
-            "ship": True,
+            "ship": ship,
+            "word": "Ship" if ship else "Do not ship",
             "correction": "d2-deterministic",
-            "sentence": "The ort-cpu engine with d2-deterministic stays inside the budget of its recipe.",
+            "sentence": "ort-cpu with d2-deterministic keeps the budget of its recipe.",
             "checks": [
-                {"passed": True, "sentence": "Latent error 4.5% at most 4.9%, budget 10%."},
-                {"passed": True, "sentence": "1.34× as fast as float, at least 1.31×, budget 1.00×."},
+                {"passed": ship, "sentence": "Latent error 4.5%, at most 4.9%; the budget is 10%."},
+                {"passed": True, "sentence": "One U-Net call is 1.34× as fast as float, at least 1.31×."},
             ],
         },
-        "settings": {"max_latent_error": 0.1, "min_speedup": 1.0, "clips": 4, "corrections": list(names)},
-        "sampling": {"sampler": "ddim", "steps": 20, "eta": 0.0, "guidance": 3.0, "seed": 0},
-        "corrections": [made_up_correction(name, 0.046 - 0.002 * i) for i, name in enumerate(names)],
+        "corrections": [made_up_correction(c, (0.046, 0.15, 0.03)[i % 3] * (1 - 0.05 * (2 - k))) for k, c in PLACES],
         "call": {
             "batch": 2,
             "runs": 30,
@@ -62,27 +102,41 @@ def made_up_report() -> dict[str, Any]:
             "threads": "2 threads",
             "peak_rss_bytes": 9.1e8,
             "error": interval(0.021),
-            "speedup": interval(1.34),
+            "speedup": interval((1.34, 1.48, 1.05)[i % 3]),
             "engines": {
                 "float": {"median_s": 0.0213, "p95_s": 0.0242, "first_s": 0.051, "load_s": 0.32, "bytes": 46_100_000},
                 "ort-cpu": {"median_s": 0.0159, "p95_s": 0.0171, "first_s": 0.033, "load_s": 0.41, "bytes": 12_300_000},
             },
         },
-        "probe": {
-            "name": "Frechet distance (embedded probe)",
-            "samples": 64,
-            "dimensions": 96,
-            "floor": interval(12.1),
-            "note": "32 samples for 96 feature dimensions: read it only beside its floor",
-            "attributes": ["family", "register"],
-            "corrections": [
-                {
-                    "name": n,
-                    "distance": interval(12.4),
-                    "agreement": {"family": interval(0.97), "register": interval(0.98)},
-                }
-                for n in names
+        "bytes": (12_300_000, 8_900_000, 23_400_000)[i % 3],
+        "sets": [
+            {
+                "network": "embedded probe",
+                "samples": 64,
+                "dimensions": 96,
+                "note": "32 samples for 96 feature dimensions: read it only beside its floor",
+                "floors": [{"name": "float against float", "measures": {"Frechet distance": interval(12.1)}}],
+                "corrections": [
+                    {"name": n, "measures": {"Frechet distance": interval(12.4), "same family": interval(0.97, 0.02)}}
+                    for n in NAMES
+                ],
+            },
+            {"network": "VGGish", "missing": "No weights here: pip install 'quaver[audio-metrics]' brings them."},
+        ],
+        "sites": {
+            "layers": 61,
+            "of_layers": 134,
+            "by_macs": 0.888,
+            "bits": "W8A8",
+            "kernels": [
+                {"type": "Conv uint8 × int8", "layers": 61, "macs": 0.888},
+                {"type": "MatMul float32", "layers": 73, "macs": 0.112},
             ],
+            "kept": [
+                {"layer": f"attn.{k}", "op": "MatMul", "macs": 0.0015, "reason": "attention stays float (preset)"}
+                for k in range(73)
+            ],
+            "products": {"float": 28},
         },
         "plan": {
             "version": "1.7.1",
@@ -96,11 +150,37 @@ def made_up_report() -> dict[str, Any]:
             "by_macs": 0.997,
             "missed": [{"layer": "mid_block.attentions.0", "kernels": ["gemm Half x Half"]}],
         },
-        "clips": [{"prompt": text, "seed": 7 + i, "rate": RATE, "takes": takes} for i, text in enumerate(PROMPTS)],
-        "environment": {"quaver": "0.1.0", "onnxruntime": "1.32.0", "machine": "x86_64", "processor": "<b>cpu</b>"},
+        "coverage": {
+            "splits": {"calib": 128, "validate": 64},
+            "aspects": [{"name": name, "calib": 100 // k, "validate": 40 // k} for k, name in enumerate(ASPECTS, 1)],
+            "uncovered": 3,
+            "distinct": 17,
+            "redundancy": 0.21,
+        },
+        "ranges": {
+            "edges": 405,
+            "timesteps": list(range(951, 0, -50)),
+            "low": [0.4 + 0.01 * t for t in range(20)],
+            "mid": [0.8 + 0.005 * t for t in range(20)],
+            "high": [1.0] * 20,
+            "varying": [
+                {
+                    "edge": f"up_blocks.{k}.resnets.1.conv2",
+                    "amin": [-1.0 - k - 0.2 * t for t in range(20)],
+                    "amax": [2.0 + 0.5 * t for t in range(20)],
+                    "ratio": 4.8,
+                }
+                for k in range(12)
+            ],
+        },
+        "settings": {"max_latent_error": 0.1, "min_speedup": 1.0, "clips": 4, "corrections": list(NAMES)},
+        "sampling": {"sampler": "ddim", "steps": 20, "eta": 0.0, "guidance": 3.0, "seed": 0},
         "digests": {"unet.float.onnx": "sha256:" + "0" * 64, "unet.ort-cpu.onnx": "sha256:" + "1" * 64},
-        "reproduce": ["quaver validate engines/demo-w8a8.toml"],
     }
+
+
+ASPECTS = ("music", "loudness", "pitch", "harmonicity", "reverberation", "speech")
+PLACES = ((2, "none"), (0, "d2-deterministic"), (1, "d2-stochastic"))  # the smaller, the closer to float
 
 
 def made_up_correction(name: str, error: float) -> dict[str, Any]:
@@ -109,9 +189,25 @@ def made_up_correction(name: str, error: float) -> dict[str, Any]:
         "latent_error": interval(error),
         "snr_db": interval(-20 * np.log10(error), 0.2),
         "log_spectral_db": interval(1.9),
+        "mel_snr_db": interval(21.5),
+        "psnr_db": None,
+        "ssim": None,
         "against_none": None if name == "none" else interval(error / 0.046, 0.01),
         "drift": [error * (i / 19) ** 1.6 for i in range(20)],
+        "leaves_seeds_at": None,
+        "explained": None if name == "none" else [0.3 - 0.03 * i for i in range(20)],
+        "clipped_steps": 4 if name == "d2-stochastic" else 0,
+        "silent": 0,
+        "clipped": 1,
+        "errors": [error] * 64,
+        "added_s": 0.0 if name == "none" else 2e-4,
     }
+
+
+def made_up_take(engine: str | None, name: str) -> dict[str, Any]:
+    found = {"engine": engine, "correction": name, "file": f"{name}.wav", "rate": RATE}
+    found |= {"peak": 0.7, "silent": False, "clipped": 0.012 if name == "d2-stochastic" else 0.0}
+    return {**found, "latent_error": None if engine is None else 0.04}
 
 
 def interval(value: float, width: float = 0.08) -> dict[str, float]:
@@ -121,11 +217,11 @@ def interval(value: float, width: float = 0.08) -> dict[str, float]:
 @functools.cache
 def made_up_media() -> dict[str, bytes]:
     found = {}
-    for i, name in enumerate(("float", "none", "d2-deterministic", "d2-stochastic")):
+    for i, name in enumerate(("float", *NAMES)):
         t = np.arange(int(2.05 * RATE)) / RATE
         tone = sum(np.sin(2 * np.pi * 220 * k * t) * np.exp(-t * (1 + 0.4 * k)) / k for k in range(1, 20))
         noisy = 0.2 * tone + 0.001 * (1 + i) * np.random.default_rng(i).normal(size=t.size)
-        found[f"{name}.wav"], found[f"{name}.png"] = wav(noisy), picture(noisy, rate=RATE)
+        found[f"{name}.wav"] = wav(noisy)
     return found
 
 

@@ -86,11 +86,11 @@ def browser(profile: Path) -> Iterator[Tab]:
         os.close(ours_in)
 
 
-@pytest.fixture
-def tab(tmp_path: Path, report: dict[str, Any], media: dict[str, bytes]) -> Iterator[Tab]:
-    file = tmp_path / "report.html"
+@contextlib.contextmanager
+def opened(folder: Path, report: dict[str, Any], media: dict[str, bytes]) -> Iterator[Tab]:
+    file = folder / "report.html"
     file.write_text(page.render(report, media.__getitem__), encoding="utf-8")
-    with browser(tmp_path / "profile") as tab:
+    with browser(folder / "profile") as tab:
         target = tab.call("Target.createTarget", url="about:blank")["targetId"]
         tab.session = tab.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Log", "Network", "Page"):
@@ -100,33 +100,50 @@ def tab(tmp_path: Path, report: dict[str, Any], media: dict[str, bytes]) -> Iter
         yield tab
 
 
-def test_the_page_works_in_a_browser(tab: Tab, report: dict[str, Any]):
-    assert tab.evaluate("document.title") == "Ship: demo-w8a8"
-    assert tab.evaluate("document.querySelectorAll('article h3')[1].textContent") == report["clips"][1]["prompt"]
+@pytest.mark.parametrize(("kind", "takes", "points"), [("report", 4, 4), ("joint", 7, 10)])
+def test_the_page_works_in_a_browser(
+    request: pytest.FixtureRequest, tmp_path: Path, media: dict[str, bytes], kind: str, takes: int, points: int
+):
+    report = request.getfixturevalue(kind)
+    with opened(tmp_path, report, media) as tab:
+        assert tab.evaluate("document.title") == f"{report['verdict']['word']}: {report['name']}"
+        titles = tab.evaluate("[...document.querySelectorAll('.clip h3')].map(title => title.textContent)")
+        assert titles[1] == report["clips"][1]["prompt"]
+        whole = tab.evaluate("document.querySelectorAll('.clip details p')[0].textContent")
+        assert whole == report["clips"][2]["prompt"] and len(whole) > 9000
+        assert tab.evaluate("document.querySelectorAll('#tradeoff svg.chart:first-of-type g.point').length") == points
+        assert tab.evaluate("document.querySelectorAll('.pareto')[0].getTotalLength()") > 100
 
-    # Every picture decodes, every sound has its length.
-    assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth == 400)")
-    players = "[...document.querySelectorAll('audio')]"
-    tab.evaluate(f"Promise.all({players}.map(a => a.readyState ? 0 : new Promise(r => a.onloadedmetadata = r)))")
-    durations = tab.evaluate(f"{players}.map(a => a.duration)")
-    assert durations == pytest.approx([2.05] * 16, abs=0.01)
+        # Every picture decodes, every sound has its length.
+        assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth == 400)")
+        players = "[...document.querySelectorAll('audio')]"
+        tab.evaluate(f"Promise.all({players}.map(a => a.readyState ? 0 : new Promise(r => a.onloadedmetadata = r)))")
+        durations = tab.evaluate(f"{players}.map(a => a.duration)")
+        assert durations == pytest.approx([2.05] * 4 * takes, abs=0.01)
 
-    # A click on a picture plays it, another one stops the first.
-    tab.evaluate("document.querySelectorAll('.sound')[0].click()")
-    moves = f"new Promise(done => {players}[0].ontimeupdate = e => e.target.currentTime > 0 && done(true))"
-    assert tab.evaluate(moves)
-    tab.evaluate(f"{players}[1].play()")
-    assert tab.evaluate(f"{players}.map(a => a.paused).indexOf(false)") == 1
+        # A click on a picture plays it, another one stops the first.
+        tab.evaluate("document.querySelectorAll('.sound')[0].click()")
+        moves = f"new Promise(done => {players}[0].ontimeupdate = e => e.target.currentTime > 0 && done(true))"
+        assert tab.evaluate(moves)
+        tab.evaluate(f"{players}[1].play()")
+        assert tab.evaluate(f"{players}.map(a => a.paused).indexOf(false)") == 1
 
-    # Nothing sticks out sideways on a phone, in either colour scheme.
-    tab.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
-    assert tab.evaluate("document.documentElement.scrollWidth") == 390
-    light = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-    tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
-    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != light
+        # The keyboard reaches what scrolls, what unfolds and what plays.
+        focusable = "document.querySelectorAll('a[href], audio[controls], summary, [tabindex=\"0\"]')"
+        reached = f"[...{focusable}].filter(e => (e.focus(), document.activeElement == e)).length == {focusable}.length"
+        assert tab.evaluate(reached)
+        wide = "[...document.querySelectorAll('.scroll')].every(e => e.tabIndex == 0 && e.getAttribute('aria-label'))"
+        assert tab.evaluate(wide)
 
-    assert complaints(tab) == []
-    assert {url.partition(":")[0] for url in requests(tab)} <= {"file", "data"}
+        # Nothing sticks out sideways on a phone, in either colour scheme.
+        tab.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
+        assert tab.evaluate("document.documentElement.scrollWidth") == 390
+        light = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+        assert complaints(tab) == []
+        assert {url.partition(":")[0] for url in requests(tab)} <= {"file", "data"}
 
 
 def complaints(tab: Tab) -> list[dict[str, Any]]:

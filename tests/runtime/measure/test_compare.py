@@ -12,6 +12,7 @@ import pytest
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.generate import generate_from
 from quaver.runtime.measure import compare, latency
+from quaver.runtime.measure.features import Heard, Network
 from quaver.runtime.measure.trajectories import Pairs, Take
 from quaver.runtime.sample import SamplingSettings, Step, visited
 from quaver.runtime.session import open_bundle
@@ -79,30 +80,53 @@ def test_a_correction_that_halves_the_error_has_a_ratio_of_one_half_to_none():
     def scaled(gain: float) -> Take:
         return Take(gain * y, np.zeros((0, 0)), np.zeros((0, 0)))
 
-    none, half = compare.correction_rows(scaled(1.0), {"none": scaled(1.2), "half": scaled(1.1)})
+    spread = np.array([0.3, 0.15, 0.05])
+    none, half = compare.correction_rows(
+        scaled(1.0), {"none": scaled(1.2), "half": scaled(1.1)}, rate=16000, spread=spread
+    )
     assert none["latent_error"]["value"] == pytest.approx(0.2) and none["against_none"] is None
     assert half["latent_error"]["value"] == pytest.approx(0.1)
     assert half["against_none"] == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
+    assert (none["leaves_seeds_at"], half["leaves_seeds_at"]) == (1, 2)
+    assert none["log_spectral_db"] is None and none["ssim"] is None
+
+
+def test_pictures_are_compared_as_pictures():
+    y = np.random.default_rng(0).uniform(0.2, 0.8, (4, 1, 16, 16))
+
+    def drawn(pictures: np.ndarray) -> Take:
+        latents = pictures.reshape(1, 4, 1, 16, 16)
+        return Take(latents, np.zeros((0, 0)), np.zeros((0, 0)), pictures)
+
+    (row,) = compare.correction_rows(drawn(y), {"none": drawn(y + 0.1)}, rate=0)
+    assert row["psnr_db"]["value"] == pytest.approx(20.0)
+    assert 0.5 < row["ssim"]["value"] < 1 and row["mel_snr_db"] is None
 
 
 def test_the_probe_measures_what_each_correction_made_against_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Features moved by one in each of four dimensions lie 4 above the floor; a quarter of the verdicts is turned."""
-    path = tmp_path / "probe.onnx"
-    path.touch()
-    monkeypatch.setattr(
-        compare.probe,
-        "judge",
-        lambda path, heard: {"features": heard["waveform"][:, :4], "family": heard["waveform"][:, 4:]},
-    )
     y = np.random.default_rng(0).normal(size=(400, 7))
     moved = y + np.array([1.0] * 4 + [0.0] * 3)
     moved[::4, 4:] *= -1  # the largest logit is now the smallest
 
+    def hear(heard: Mapping[str, np.ndarray]) -> Heard:
+        return Heard(heard["waveform"][:, :4], {"family": heard["waveform"][:, 4:]})
+
     def heard(waveforms: np.ndarray) -> Take:
         return Take(np.zeros((1, 400, 1)), waveforms, np.zeros((0, 0)))
 
-    found = compare.set_measures(path, heard(y), {"none": heard(y), "moved": heard(moved)})
-    floor, (none, other) = found["floor"]["value"], found["corrections"]
-    assert none["distance"]["value"] == pytest.approx(floor) and none["agreement"]["family"]["value"] == 1.0
-    assert other["distance"]["value"] - floor == pytest.approx(4.0, rel=0.1)
-    assert other["agreement"]["family"]["value"] == pytest.approx(0.75)
+    monkeypatch.setattr(compare, "open_network", lambda *_, **__: Network("ears", "distance of ears", hear))
+    found = compare.set_measures("ears", tmp_path, heard(y), {"none": heard(y), "moved": heard(moved)}, rate=16000)
+    (floor,), (none, other) = found["floors"], [row["measures"] for row in found["corrections"]]
+    least = floor["measures"]["distance of ears"]["value"]
+    assert none["distance of ears"]["value"] == pytest.approx(least) and none["same family"]["value"] == 1.0
+    assert other["distance of ears"]["value"] - least == pytest.approx(4.0, rel=0.1)
+    assert other["same family"]["value"] == pytest.approx(0.75)
+    assert other["KL, family"]["value"] > 0.1 > none["KL, family"]["value"]
+    assert all(0 <= bound <= 1 for share in ("precision", "recall") for bound in other[share].values())
+
+
+def test_a_network_that_is_not_here_is_named_with_what_brings_it(tmp_path: Path):
+    take = Take(np.zeros((1, 4, 1)), np.zeros((4, 256)), np.zeros((0, 0)))
+    found = compare.set_measures("onnx:none.onnx", tmp_path / "probe.onnx", take, {"none": take}, rate=16000)
+    assert found["network"] == "onnx:none.onnx" and "name an ONNX file as 'onnx:FILE'" in found["missing"]

@@ -6,11 +6,13 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quaver.runtime.measure import page
+from quaver.runtime.measure.spectrogram import truecolour
 
-VOID = {"meta", "img", "br", "path", "line", "circle", "rect"}
+VOID = {"meta", "img", "br"}
 
 
 class Reader(HTMLParser):
@@ -52,6 +54,7 @@ def test_every_element_is_closed_and_every_link_has_its_place(text: str):
     assert found.open == []
     places = {attributes.get("id") for _, attributes in found.found}
     assert {link["href"][1:] for link in found.all("a")} <= places
+    assert len(places - {None}) == 8
 
 
 def test_a_hostile_prompt_stays_text(text: str, report: dict[str, Any]):
@@ -81,8 +84,8 @@ def test_the_page_loads_nothing_and_forbids_loading(text: str):
     assert f"script-src 'sha256-{digest}'" in policy
 
 
-def test_the_verdict_comes_first_and_follows_the_figures(report: dict[str, Any], media: dict[str, bytes]):
-    report["verdict"]["ship"] = False
+def test_the_verdict_comes_first_and_is_the_reports(report: dict[str, Any], media: dict[str, bytes]):
+    report["verdict"] = {"ship": False, "word": "Do not ship", "sentence": "It is too far off."}
     found = Reader(page.render(report, media.__getitem__))
     assert next(name for name, _ in found.found if name in ("h1", "h2", "audio")) == "h1"
     assert "Do not ship" in found.text
@@ -95,6 +98,63 @@ def test_a_long_prompt_is_cut_in_the_title_and_whole_below(text: str, report: di
 
 
 def test_what_is_missing_is_said(report: dict[str, Any], media: dict[str, bytes]):
-    report |= {"probe": {"missing": "no probe.onnx here"}, "plan": {"missing": "no plan here"}}
-    found = Reader(page.render(report, media.__getitem__))
-    assert "no probe.onnx here" in found.text and "no plan here" in found.text
+    keys = ("plan", "sites", "coverage", "ranges")
+    report["engines"][0] |= {key: {"missing": f"no {key} here"} for key in keys}
+    report["engines"][0]["sets"] = [{"network": "probe", "missing": "no probe.onnx here"}]
+    found = Reader(page.render(report | {"clips": []}, media.__getitem__))
+    assert all(f"no {key} here" in found.text for key in (*keys, "probe.onnx"))
+    assert "This report has no samples" in found.text and found.all("audio") == []
+
+
+def test_several_engines_have_a_verdict_each_and_the_clips_of_their_best_correction(
+    joint: dict[str, Any], media: dict[str, bytes]
+):
+    text = page.render(joint, media.__getitem__)
+    found = Reader(text)
+    assert found.open == [] and "<i>w4a8</i>" in found.text
+    assert len([a for a in found.all("article") if a["class"] == "engine"]) == 3
+    assert len(found.all("audio")) == (1 + 3 * 2) * len(joint["clips"])  # float, and none and the best of each
+    assert found.text.count("Do not ship") == 1
+
+
+def test_every_engine_and_correction_is_a_point_and_the_pareto_line_leaves_out_what_is_dominated(
+    joint: dict[str, Any], media: dict[str, bytes]
+):
+    text = page.render(joint, media.__getitem__)
+    chart = re.search(r'<svg class="chart" [^>]*aria-label="Error against time.*?</svg>', text, re.DOTALL).group()
+    points = [g for g in Reader(chart).all("g") if g["class"].startswith("point ")]
+    assert len(points) == 1 + 3 * 3
+    line = next(p["points"] for p in Reader(chart).all("polyline"))
+    # fastest: none of w4a8 (nothing added), its best; likewise of the others; float; never d2-stochastic
+    assert len(line.split()) == 2 * 3 + 1
+
+
+def test_clips_beyond_the_budget_are_links_to_their_files(report: dict[str, Any], media: dict[str, bytes]):
+    one = len(page.render(report | {"clips": report["clips"][:1]}, media.__getitem__))
+    bare = len(page.render(report | {"clips": []}, media.__getitem__))
+    text = page.render(report, media.__getitem__, budget=int(1.5 * (one - bare)))
+    found = Reader(text)
+    assert len(found.all("audio")) == 4
+    files = [link["href"] for link in found.all("a") if link["href"].startswith("media/")]
+    assert files == [f"media/{take['file']}" for clip in report["clips"][1:] for take in clip["takes"]]
+    assert report["clips"][1]["prompt"] in found.text and "3 more clips" in found.text
+    assert len(text) < 1.6 * one
+
+
+def test_a_picture_has_no_player(report: dict[str, Any]):
+    drawn = truecolour(np.zeros((4, 4, 3), np.uint8))
+    for clip in report["clips"]:
+        clip["takes"] = [
+            {key: take[key] for key in ("engine", "correction", "latent_error")} | {"file": "x.png"}
+            for take in clip["takes"]
+        ]
+    found = Reader(page.render(report, lambda name: drawn))
+    assert found.all("audio") == [] and len(found.all("img")) == 4 * len(report["clips"])
+    assert base64.b64decode(found.all("img")[0]["src"].removeprefix("data:image/png;base64,")) == drawn
+
+
+def test_silent_and_clipped_clips_are_marked(report: dict[str, Any], media: dict[str, bytes]):
+    report["clips"][0]["takes"][1] |= {"silent": True}
+    text = page.render(report, media.__getitem__)
+    assert text.count('<p class="warning">silent</p>') == 1  # the other three clips share their takes, but not this one
+    assert '<p class="warning">1.2% clipped</p>' in text

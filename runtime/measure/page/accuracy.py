@@ -1,0 +1,101 @@
+"""How far an engine's samples are from the float model's: at the end, along the way, and in single calls."""
+
+from __future__ import annotations
+
+from quaver.runtime.measure import chart
+from quaver.runtime.measure.markup import Markup
+from quaver.runtime.measure.page.elements import Report, again, card, facts, featured, pair, section, titled
+from quaver.runtime.measure.units import percent, spoken, whole_percent
+from quaver.runtime.measure.verdict import best_row
+
+LEAST = -1.0  # explained of a single call, drawn
+
+
+def accuracy(report: Report) -> Markup:
+    """Error of the finished latent, drift, drift beside the seeds' spread, and what single calls explain."""
+    sampling = report["engines"][0]["sampling"]
+    lede = (
+        f"{report['trajectories']} seeds of {report['prompts']} prompts that no stage has seen,"
+        f" {sampling['steps']} steps, eta {sampling['eta']:g}, guidance {sampling['guidance']:g}."
+        " Error is the norm of the difference to the float latent over the norm of the float latent; intervals are"
+        " bootstrapped over samples, 95%."
+    )
+    limits = sorted({engine["settings"]["max_latent_error"] for engine in report["engines"]})
+    single = limits[0] if len(limits) == 1 else None
+    budget = f"; dashed: the budget, {chart.short(percent(single))}" if single else ""
+    return section(
+        "accuracy",
+        "How far from full precision",
+        lede,
+        pair(
+            card("Error of the finished latent", f"Mean and interval{budget}.", error_marks(report, single)),
+            card("Drift along the trajectory", "The same error after every sampling step.", drift(report)),
+        ),
+        pair(
+            card("Drift beside the seeds' own spread", departure(report), drift(report, beyond=True)),
+            explained(report),
+        ),
+        again(report["reproduce"]),
+    )
+
+
+def error_marks(report: Report, limit: float | None) -> str:
+    """A mark with its whisker per shown correction."""
+    marks = [
+        chart.Row(titled(report, engine, spoken(row["name"])), e["value"], e["low"], e["high"], style.partition(" ")[0])
+        for engine in report["engines"]
+        for row, style in featured(report, engine)
+        for e in [row["latent_error"]]
+    ]
+    return chart.intervals(marks, label="Latent error", fmt=percent, limit=limit)
+
+
+def drift(report: Report, *, beyond: bool = False) -> str:
+    """The drift of every shown correction, on its own or below the distance of other seeds."""
+    curves = [
+        chart.Curve(titled(report, engine, spoken(row["name"])), row["drift"], style)
+        for engine in report["engines"]
+        for row, style in featured(report, engine)
+    ]
+    spread = chart.Curve("as far as another seed", report["references"][0]["seed_spread"], "region") if beyond else None
+    label = "Drift and seeds" if beyond else "Drift"
+    return chart.lines(curves, x="sampling step", y="relative error", label=label, fmt=percent, beyond=spread)
+
+
+def departure(report: Report) -> str:
+    """Whether and when an engine's error moves a sample as far as another seed would."""
+    lost = [
+        f"{titled(report, engine)} at step {row['leaves_seeds_at'] + 1}"
+        for engine in report["engines"]
+        for row in [best_row(engine["corrections"])]
+        if row["leaves_seeds_at"] is not None
+    ]
+    said = f"reached by {', '.join(lost)}" if lost else "never reached"
+    return f"Shaded: as far as one in twenty pairs of the float model's seeds lies apart, or further; {said}."
+
+
+def explained(report: Report) -> Markup:
+    """What corrections take off the squared error of single calls."""
+    curves = [
+        chart.Curve(
+            titled(report, engine, spoken(row["name"])), [max(value, LEAST) for value in row["explained"]], style
+        )
+        for engine in report["engines"]
+        for row, style in featured(report, engine)
+        if row["explained"]
+    ]
+    title = "Explained of a single call"
+    if not curves:
+        return card(title, "No correction was measured that takes anything off.", "")
+    text = (
+        "Share of the squared error of one call that a correction takes off, on the float model's own states; below 0"
+        f" it adds, and {whole_percent(LEAST)} is drawn for anything less."
+    )
+    drawn = chart.lines(curves, x="sampling step", y="share", label=title, fmt=whole_percent)
+    clipped = [
+        (titled(report, engine, spoken(row["name"])), f"residual clipped at {row['clipped_steps']} steps")
+        for engine in report["engines"]
+        for row in engine["corrections"]
+        if row["clipped_steps"]
+    ]
+    return card(title, text, drawn, facts(clipped) if clipped else None)
