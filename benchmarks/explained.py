@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with atomic(given.out / "explained.svg") as temporary:
         temporary.write_text(draw_explained(stats.timesteps, shares(stats), shares(simulated)), encoding="utf-8")
     rows = compared(stats, simulated)
-    gap = np.abs(shares(stats) - shares(simulated))
+    gap = np.abs(explained(stats) - explained(simulated))
     publish(
         "explained",
         rows,
@@ -60,10 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             "timesteps": stats.timesteps,
             "deployed": shares(stats),
             "simulated": shares(simulated),
-            "largest gap": float(gap.max()),
+            "largest gap of a timestep": float(gap.max()),
+            "largest gap of a channel": float(np.abs(shares(stats) - shares(simulated)).max()),
             "C11 deployed / simulated": stats.cov[..., 1, 1].sum(axis=1) / simulated.cov[..., 1, 1].sum(axis=1),
         },
-        reached={"simulated and deployed rho^2 agree within 1 point everywhere": bool(gap.max() < 0.01)},
+        reached={"at every timestep simulated and deployed rho^2 are within a hundredth": bool(gap.max() < 0.01)},
     )
 
 

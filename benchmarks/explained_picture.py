@@ -1,6 +1,7 @@
 """The picture of benchmarks.explained: a panel for each channel, the share explained over the timesteps, two curves.
 
-A standalone SVG file that carries its own colours, light and dark. All panels have one axis.
+A standalone SVG file that carries its own colours, light and dark. All panels have one axis, even in rho: shares far
+below a tenth are most of what there is to see.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from benchmarks.figure4_picture import STYLE
 from quaver.runtime.measure.chart import ticks
 from quaver.runtime.measure.markup import Markup, h
 
-WIDTH, HEIGHT, LEFT, TOP, GAP, ROW, ACROSS = 150, 110, 56, 104, 30, 62, 4
+WIDTH, HEIGHT, LEFT, TOP, GAP, ROW, ACROSS = 160, 110, 56, 112, 22, 62, 4
 LINES = """
 .line { fill: none; stroke: var(--ink); stroke-width: 2; stroke-linejoin: round; }
 .deployed { stroke: var(--ours); } .simulated { stroke-dasharray: 5 4; }
@@ -23,19 +24,25 @@ LINES = """
 def draw_explained(timesteps: np.ndarray, deployed: np.ndarray, simulated: np.ndarray) -> str:
     """The picture as an SVG file, from rho^2 [S, C] of both engines at timesteps [S], the noisiest first."""
     count = deployed.shape[1]
-    marks = ticks(float(max(deployed.max(), simulated.max())))
+    marks = ticks(float(np.sqrt(max(deployed.max(), simulated.max()))), about=5)
     width = LEFT + min(count, ACROSS) * (WIDTH + GAP)
     height = TOP + -(-count // ACROSS) * (HEIGHT + ROW) - 16
     panels = []
     for c in range(count):
         x, y = LEFT + (c % ACROSS) * (WIDTH + GAP), TOP + (c // ACROSS) * (HEIGHT + ROW)
-        drawn = panel(f"channel {c}", timesteps, {"simulated": simulated[:, c], "deployed": deployed[:, c]}, marks)
+        curves = {"simulated": np.sqrt(simulated[:, c]), "deployed": np.sqrt(deployed[:, c])}
+        drawn = panel(f"channel {c}", timesteps, curves, marks, labels=c % ACROSS == 0)
         panels.append(h("g", *drawn, transform=f"translate({x} {y})"))
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + h(
         "svg",
         h("style", Markup(STYLE + LINES)),
         h("text", "What the output explains of its own error", x=16, y=26, class_="title"),
-        h("text", "share of the error's variance, per latent channel, over the timesteps of a sample", x=16, y=44),
+        h(
+            "text",
+            "rho², the share of the error's variance, per latent channel, over the timesteps of a sample",
+            x=16,
+            y=44,
+        ),
         *_legend(),
         *panels,
         xmlns="http://www.w3.org/2000/svg",
@@ -45,13 +52,16 @@ def draw_explained(timesteps: np.ndarray, deployed: np.ndarray, simulated: np.nd
     )
 
 
-def panel(name: str, timesteps: np.ndarray, curves: dict[str, np.ndarray], marks: list[float]) -> Iterator[Markup]:
-    """One channel: a curve per engine [S] on the axis of `marks`."""
+def panel(
+    name: str, timesteps: np.ndarray, curves: dict[str, np.ndarray], marks: list[float], *, labels: bool
+) -> Iterator[Markup]:
+    """One channel: a curve of |rho| per engine [S] on the axis of `marks`, which says rho^2."""
     yield h("text", name, x=0, y=-10, class_="name")
     for mark in marks:
         y = f"{HEIGHT * (1 - mark / marks[-1]):.1f}"
         yield h("line", x1=0, x2=WIDTH, y1=y, y2=y, class_="grid")
-        yield h("text", f"{100 * mark:g}%", x=-5, y=float(y) + 4, text_anchor="end")
+        if labels:
+            yield h("text", f"{100 * mark**2:.2g}%", x=-5, y=float(y) + 4, text_anchor="end")
     at = np.linspace(0, WIDTH, len(timesteps))
     for engine, values in curves.items():
         points = " ".join(f"{x:.1f},{HEIGHT * (1 - v / marks[-1]):.1f}" for x, v in zip(at, values, strict=True))

@@ -37,9 +37,10 @@ def test_the_picture_has_a_panel_per_channel_and_both_curves_on_one_axis() -> No
     ElementTree.fromstring(svg.encode())
     curves = re.findall(r'points="([^"]+)" class="line (\w+)"', svg)
     assert [name for _, name in curves] == ["simulated", "deployed"] * 2
-    top = 0.3  # the axis ends at the first mark of 0.1 at or above 0.25
+    top = 0.5  # the axis is even in rho, whose largest is 0.5
     for (points, _), values in zip(curves[1::2], shares(DEPLOYED).T, strict=True):
         x, y = np.array([point.split(",") for point in points.split()], float).T
         np.testing.assert_allclose(x, [0, WIDTH / 2, WIDTH], atol=0.06)
-        np.testing.assert_allclose(y, HEIGHT * (1 - values / top), atol=0.06)
+        np.testing.assert_allclose(y, HEIGHT * (1 - np.sqrt(values) / top), atol=0.06)
+    assert re.findall(r">([\d.]+%)<", svg) == ["0%", "1%", "4%", "9%", "16%", "25%"]
     assert "prefers-color-scheme: dark" in svg
