@@ -156,7 +156,7 @@ def add_generate(verbs: argparse._SubParsersAction, shared: argparse.ArgumentPar
     verb = verbs.add_parser("generate", parents=[shared], help="turn prompts into WAV files; needs the base install")
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="a folder that 'quaver run' wrote")
     given = verb.add_mutually_exclusive_group(required=True)
-    given.add_argument("--prompt", metavar="TEXT", action="append", help="what to hear, up to 2,000 characters; again")
+    given.add_argument("--prompt", metavar="TEXT", action="append", help="what to hear; may be given again")
     given.add_argument("--prompts", metavar="FILE", type=Path, help="a text file, one prompt a line")
     given.add_argument(
         "--row", metavar="N", type=int, action="append", help="row of the samples that condition a model without text"

@@ -55,7 +55,7 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         if self.sampler not in PLANS:
-            raise RecipeError(f"sampling.sampler: {unknown('sampler', self.sampler, PLANS)}")
+            raise RecipeError(f"{unknown('sampler', self.sampler, PLANS)} (there are {', '.join(PLANS)})")
         bad = {
             "steps": self.steps < 1 and "1 or more",
             "eta": not 0.0 <= self.eta <= (1.0 if self.sampler == "ddim" else 0.0)

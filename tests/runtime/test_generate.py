@@ -179,7 +179,7 @@ def test_an_unknown_correction_names_the_nearest(tiny_bundle):
         ({"eta": -0.1}, "sampling.eta is -0.1, expected 0 to 1"),
         ({"eta": float("nan")}, "sampling.eta is nan, expected 0 to 1"),
         ({"eta": 0.5, "sampler": "euler"}, "sampling.eta is 0.5, expected 0: euler has noise of its own, or none"),
-        ({"sampler": "eular"}, "unknown sampler 'eular'; did you mean 'euler'?"),
+        ({"sampler": "eular"}, "unknown sampler 'eular'; did you mean 'euler'? (there are ddim, ddpm, euler, "),
         ({"guidance": float("inf")}, "sampling.guidance is inf, expected a finite number, 0 or more"),
     ],
 )
