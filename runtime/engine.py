@@ -53,15 +53,20 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-def open_engine(source: Path | Any, *, backend: str | None = None, threads: int | None = None) -> Engine:
+def open_engine(
+    source: Path | Any, *, backend: str | None = None, threads: int | None = None, provider: str | None = None
+) -> Engine:
     """Open an ONNX file or a plan, or whatever else `backend` runs (`eager`: a torch module); threads None means all
-    cores, backend None the one of the file's suffix.
+    cores, backend None the one of the file's suffix, provider None the CPU of the backend onnxruntime.
 
     Raises: RecipeError for an unknown backend; EngineError when the engine cannot be opened.
     """
     if backend is None:
         backend = "tensorrt" if str(source).endswith(".plan") else "onnxruntime"
-    return plug(backend, BACKENDS, what="backend")(source, threads=threads)
+    if provider and backend != "onnxruntime":
+        raise EngineError(f"execution providers are onnxruntime's, and {source} is run by {backend}: name none")
+    options = {"provider": provider} if provider else {}
+    return plug(backend, BACKENDS, what="backend")(source, threads=threads, **options)
 
 
 def check_feeds(name: str, feeds: Mapping[str, Any], inputs: tuple[str, ...]) -> None:

@@ -53,11 +53,16 @@ class Session:
 
 @contextmanager
 def open_bundle(
-    bundle: Bundle | Path | str, *, engine_file: str | Path | None = None, threads: int | None = None
+    bundle: Bundle | Path | str,
+    *,
+    engine_file: str | Path | None = None,
+    threads: int | None = None,
+    provider: str | None = None,
 ) -> Iterator[Session]:
     """Open a bundle with one of its engines: a target's name (None: "ort-cpu"), "float", or the path of a file.
 
-    A target of TensorRT is its plan, on a GPU; the path of its graph has onnxruntime run that.
+    A target of TensorRT is its plan, on a GPU; the path of its graph has onnxruntime run that. `provider` is the
+    execution provider of onnxruntime that runs the engine (None: "cpu"); what stands beside it runs on the CPU.
     Raises: ArtifactError naming everything that is missing or was edited, and the command that mends it; EngineError
     when a graph or a plan cannot be opened.
     """
@@ -78,7 +83,7 @@ def open_bundle(
             parts = Parts(card, engines, rows=rows, uncond=uncond)
         else:
             parts = Parts(card, engines, load_tokenizer(bundle.tokenizer))
-        engine = stack.enter_context(open_engine(path, threads=threads))
+        engine = stack.enter_context(open_engine(path, threads=threads, provider=provider))
         check_engine(bundle, card, path, engine.digest)
         nothing = family.embed(parts, [""])
         yield Session(bundle, card, family, load_schedule(bundle.scheduler), parts, engine, target, nothing)

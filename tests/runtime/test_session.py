@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from quaver.runtime.artifact import Stamp, digest_file, save_json
-from quaver.runtime.errors import ArtifactError, RecipeError
+from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import open_bundle, sampling_of
 
@@ -66,6 +66,15 @@ def test_a_target_of_tensorrt_is_its_plan_and_never_quietly_its_graph(tiny_bundl
         opened(tiny_bundle, engine_file=tiny_bundle.plan("tensorrt-rtx"))
     session = opened(tiny_bundle, engine_file=tiny_bundle.qdq("tensorrt-rtx"))
     assert session.engine.backend == "onnxruntime" and session.target is None
+
+
+def test_an_execution_provider_is_the_engines_and_onnxruntimes_alone(tiny_bundle):
+    assert opened(tiny_bundle, provider="cpu").engine.backend == "onnxruntime"
+    with pytest.raises(EngineError, match=r"no execution provider 'quantum' \(it has: .*cpu"):
+        opened(tiny_bundle, provider="quantum")
+    tiny_bundle.plan("tensorrt-rtx").write_bytes(b"a plan")
+    with pytest.raises(EngineError, match=r"are onnxruntime's, and .*\.plan is run by tensorrt: name none"):
+        opened(tiny_bundle, engine_file="tensorrt-rtx", provider="cuda")
 
 
 def test_an_edited_component_is_noticed(tiny_bundle):
