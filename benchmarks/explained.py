@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def collect(bundle: Bundle, settings: StatsSettings, out: Path) -> ErrorStats:
         sampling = sampling_of(session)
     texts = [row["text"] for row in load_prompts(bundle, "calib")]
     some = [texts[i % len(texts)] for i in range(settings.trajectories)]
-    key = digest_json([digest_file(path) for path in (bundle.float_unet, bundle.qdq(settings.target), bundle.prompts)])
+    files = (bundle.float_unet, bundle.qdq(settings.target), bundle.prompts)
+    key = digest_json([asdict(sampling), *map(digest_file, files)])
     collection = Collection(
         split_prompts(some, settings.seed, settings.batch), out / key[-12:], key, HERE, Progress(sys.stderr)
     )
