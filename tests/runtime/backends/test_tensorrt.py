@@ -10,7 +10,7 @@ import pytest
 
 from quaver.runtime.artifact import Stamp, digest_file, save_json
 from quaver.runtime.backends import tensorrt as backend
-from quaver.runtime.cuda import gpu_capability
+from quaver.runtime.cuda import Gpu, gpu_capability
 from quaver.runtime.engine import open_engine
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from tests.runtime.backends import fake_gpu
@@ -339,6 +339,29 @@ def test_a_library_that_is_not_installed_names_its_extra(gpu, tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(QuaverError, match=r"pip install 'quaver\[trt-rtx\]'"):
         open_engine(write_plan(tmp_path, library="tensorrt_rtx"))
+
+
+def test_the_stand_in_has_no_name_that_the_library_lacks():
+    real = pytest.importorskip("tensorrt_rtx")
+    driver = fake_gpu.Driver()
+    fake = fake_gpu.tensorrt(driver, rtx=True)
+    runtime = fake.Runtime(fake.ILogger())
+    with Gpu(driver).current():
+        engine = runtime.deserialize_cuda_engine(fake_gpu.plan_bytes())
+        context = engine.create_execution_context(engine.create_runtime_config())
+    for kind, stand_in in (
+        (real, fake),
+        (real.Runtime, fake.Runtime),
+        (real.ICudaEngine, type(engine)),
+        (real.IExecutionContext, type(context)),
+    ):
+        assert [n for n in vars(stand_in) if not n.startswith("_") and n not in ("contexts", *dir(kind))] == []
+    assert {"cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy"} <= set(dir(real.IRuntimeConfig))
+    assert {"num_io_tensors", "num_optimization_profiles"} <= set(dir(real.ICudaEngine))
+    assert hasattr(real.Runtime, "engine_host_code_allowed")
+    for name in ("CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy"):
+        assert {member.name for member in getattr(fake, name)} == set(getattr(real, name).__members__)
+    assert real.nptype(real.DataType.INT64) is np.int64
 
 
 def test_it_is_there_when_one_of_the_libraries_is():
