@@ -71,7 +71,8 @@ def _alternate(calls: tuple[Call, ...], runs: int, warmup: int) -> tuple[list[fl
     for _ in range(max(warmup - 1, 0)):
         for call in calls:
             call()
-    return first, np.array([[_second_call(call) for call in calls] for _ in range(runs)]).T
+    timed = _second_call if len(calls) > 1 else seconds
+    return first, np.array([[timed(call) for call in calls] for _ in range(runs)]).T
 
 
 def _second_call(call: Call) -> float:

@@ -37,6 +37,12 @@ def test_calls_take_turns_each_with_a_call_that_does_not_count():
     assert (a.runs, b.runs, a.warmup) == (3, 3, 2)
 
 
+def test_one_engine_alone_is_called_as_often_as_it_is_timed():
+    seen: list[str] = []
+    latency.time_calls(lambda: seen.append("a"), runs=4, warmup=2)
+    assert len(seen) == 6
+
+
 def test_speedup_is_the_ratio_of_two_known_times(lasting):
     a, b, speedup = latency.time_pair(lasting(0.03), lasting(0.02), rng=np.random.default_rng(0), runs=9, warmup=1)
     assert (a.median_s, b.median_s) == pytest.approx((0.03, 0.02))
