@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,8 +71,6 @@ class StatsSettings:
                 raise RecipeError(f"stats.{name} is {getattr(self, name)}, expected {least} or more")
         if not (self.trim == 0.0 or 1.0 <= self.trim < math.inf):
             raise RecipeError(f"stats.trim is {self.trim:g}, expected 0 (off) or 1 and more deviations")
-        if self.teacher not in get_args(Teacher):
-            raise RecipeError(f"stats.teacher is {self.teacher!r}, expected one of {', '.join(get_args(Teacher))}")
         if self.neighbourhood not in (1, 3, 5, 7):
             raise RecipeError(f"stats.neighbourhood is {self.neighbourhood}, expected 1, 3, 5 or 7")
 

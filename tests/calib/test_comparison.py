@@ -22,6 +22,7 @@ from quaver.calib.simulated import open_simulated
 from quaver.calib.trajectories import Shard, split_prompts
 from quaver.runtime.artifact import Stamp, load_tensors
 from quaver.runtime.bundle import Bundle
+from quaver.runtime.config import to_config
 from quaver.runtime.engine import open_engine
 from quaver.runtime.error_law import ErrorStats, load_stats
 from quaver.runtime.errors import EngineError, RecipeError
@@ -266,8 +267,8 @@ def test_shards_are_merged_as_they_come_and_a_killed_run_goes_on_from_their_tota
 def test_settings_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"stats\.trim is 0\.5, expected 0 \(off\) or 1 and more"):
         StatsSettings(trim=0.5)
-    with pytest.raises(RecipeError, match=r"stats\.teacher is 'x', expected one of float, quantized, corrected"):
-        StatsSettings(teacher="x")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"unknown stats\.teacher 'x'; valid: corrected, float, quantized"):
+        to_config(StatsSettings, {"teacher": "x"}, where="stats")
 
 
 def test_a_shards_prompts_are_embedded_once(bundle: Bundle) -> None:
