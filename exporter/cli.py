@@ -80,6 +80,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add_sensitivity(verbs, shared)
     add_parity(verbs, shared)
     add_generate(verbs, shared)
+    add_bench(verbs, shared)
     add_lint(verbs, shared)
     add_looks(verbs, shared)
     if argv and not argv[0].startswith("-") and argv[0] not in verbs.choices:
@@ -102,6 +103,30 @@ def add_stages(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParse
         verb = verbs.add_parser(stage.name, parents=[shared], help=f"one stage: {stage.help}")
         add_recipe(verb)
         verb.set_defaults(verb=do_stage, stage=stage.name)
+        if stage.name == "validate":
+            add_comparison(verb)
+
+
+def add_comparison(verb: argparse.ArgumentParser) -> None:
+    """What `quaver validate` takes beside a recipe: more engines, and tables."""
+    verb.add_argument("others", metavar="RECIPE_OR_BUNDLE", type=Path, nargs="*", help="engines for one joint report")
+    verb.add_argument("--csv", metavar="FILE", type=Path, help="write the figures as a table, bounds in columns")
+    verb.add_argument("--markdown", metavar="FILE", type=Path, help="write the figures as a table to paste")
+    verb.set_defaults(verb=do_validate)
+
+
+def add_bench(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
+    """`quaver bench RECIPE_OR_BUNDLE...`, whose table goes to stdout."""
+    verb = verbs.add_parser("bench", parents=[shared], help="latency alone: calls, generation, loading, memory")
+    verb.add_argument("sources", metavar="RECIPE_OR_BUNDLE", type=Path, nargs="+")
+    verb.add_argument("--batches", metavar="N", type=int, nargs="+", default=[1, 2, 8], help="default: 1 2 8")
+    verb.add_argument("--runs", metavar="N", type=int, default=15, help="pairs of calls (default 15)")
+    verb.add_argument("--warmup", metavar="N", type=int, default=3, help="calls before them (default 3)")
+    verb.add_argument("--generations", metavar="N", type=int, default=3, help="pairs of them; 0: none (default 3)")
+    verb.add_argument("--threads", metavar="N", type=int, help="of onnxruntime (default: all cores)")
+    verb.add_argument("--json", action="store_true", help="every figure, instead of the table")
+    verb.add_argument("--csv", metavar="FILE", type=Path, help="write the table there too")
+    verb.set_defaults(verb=do_bench)
 
 
 def add_recipe(verb: argparse.ArgumentParser) -> None:
@@ -234,6 +259,44 @@ def do_stage(arguments: argparse.Namespace) -> list[Path]:
         progress=shown(arguments),
         fanout=Fanout(arguments.workers, arguments.ray),
     )
+
+
+def do_validate(arguments: argparse.Namespace) -> list[Path]:
+    """Run the stage, or judge several engines together; write the tables that were asked for."""
+    from quaver.exporter.lock import locked
+    from quaver.runtime.artifact import load_json
+    from quaver.runtime.measure import joint, table
+
+    if arguments.others:
+        sources = [arguments.recipe, *arguments.others]
+        out = arguments.out or joint.folder_of(sources)
+        with locked(out / ".lock"):
+            written = joint.compare(sources, out, overrides=arguments.overrides, progress=shown(arguments))
+    else:
+        written = do_stage(arguments)
+    for write, path in ((table.write_csv, arguments.csv), (table.write_markdown, arguments.markdown)):
+        if path:
+            written.append(write(path, table.method_rows(load_json(written[0], "validate"))))
+    return written
+
+
+def do_bench(arguments: argparse.Namespace) -> str:
+    """Time the engines and say so."""
+    from quaver.runtime.measure import bench, table
+    from quaver.runtime.measure.joint import find_subjects
+
+    report = bench.bench(
+        find_subjects(arguments.sources),
+        batches=arguments.batches,
+        runs=arguments.runs,
+        warmup=arguments.warmup,
+        generations=arguments.generations,
+        threads=arguments.threads,
+        progress=shown(arguments),
+    )
+    if arguments.csv:
+        table.write_csv(arguments.csv, bench.bench_rows(report))
+    return json.dumps(report, indent=1) if arguments.json else bench.describe(report)
 
 
 def do_sensitivity(arguments: argparse.Namespace) -> str:

@@ -285,3 +285,34 @@ def test_a_missing_extra_is_answered_with_what_to_type(monkeypatch):
 
 def test_errors_of_quaver_are_shown_as_they_are():
     assert cli.explain(ArtifactError("as it is")) == "as it is"
+
+
+def test_several_engines_are_judged_together_in_a_folder_beside_the_first(capsys, monkeypatch, tmp_path):
+    from quaver.runtime.measure import joint
+
+    def compare(sources, out, *, overrides, progress):
+        assert [path.name for path in sources] == ["a", "b.toml"] and overrides == ["validate.clips=1"]
+        save_json(out / "report.json", {"references": [], "engines": []}, Stamp("validate"))
+        return [out / "report.json", out / "report.html"]
+
+    monkeypatch.setattr(joint, "compare", compare)
+    monkeypatch.setattr("quaver.runtime.measure.table.method_rows", lambda report: [{"Method": "float"}])
+    argv = ["validate", str(tmp_path / "a"), str(tmp_path / "b.toml"), "--set", "validate.clips=1"]
+    code, out, _ = status(capsys, *argv, "--csv", str(tmp_path / "t.csv"), "--markdown", str(tmp_path / "t.md"))
+    assert code == 0
+    names = ("compare/report.json", "compare/report.html", "t.csv", "t.md")
+    assert out.splitlines() == [str(tmp_path / name) for name in names]
+    assert (tmp_path / "t.csv").read_text() == "Method\nfloat\n"
+
+
+def test_bench_prints_its_table_or_its_figures(capsys, monkeypatch, tmp_path):
+    from quaver.runtime.measure import bench, joint
+
+    monkeypatch.setattr(joint, "find_subjects", lambda sources: list(sources))
+    monkeypatch.setattr(bench, "bench", lambda subjects, **options: {"engines": [len(subjects), options["batches"]]})
+    monkeypatch.setattr(bench, "describe", lambda report: "a table")
+    monkeypatch.setattr(bench, "bench_rows", lambda report: [{"Engine": "a"}])
+    assert status(capsys, "bench", "a", "b", "--csv", str(tmp_path / "t.csv"))[:2] == (0, "a table\n")
+    assert (tmp_path / "t.csv").read_text() == "Engine\na\n"
+    code, out, _ = status(capsys, "bench", "a", "--json", "--batches", "4")
+    assert code == 0 and '"engines": [\n  1,' in out and "4" in out

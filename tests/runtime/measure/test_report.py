@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,61 +11,18 @@ import pytest
 from quaver.runtime.artifact import Stamp, digest_file, load_json, save_json, save_lines
 from quaver.runtime.audio import read_wav
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.error_law import ErrorStats, save_stats
 from quaver.runtime.errors import ArtifactError, RecipeError
-from quaver.runtime.generate import binding
 from quaver.runtime.measure import report, trajectories, verdict
 from quaver.runtime.measure.plan import plan_facts
 from quaver.runtime.measure.report import ValidateSettings, validate
 from quaver.runtime.progress import quiet
 from quaver.runtime.sample import SamplingSettings
-from quaver.runtime.schedule import timesteps
 from quaver.runtime.session import open_bundle
 
 SAMPLING = SamplingSettings(steps=4, guidance=2.0)
 CORRECTIONS = ("none", "d2-deterministic", "d2-stochastic")
 SETTINGS = ValidateSettings(corrections=CORRECTIONS, trajectories=6, clips=2, latency_runs=3, latency_warmup=1, batch=4)
 STAMP = Stamp("validate", settings="sha256:settings", inputs={"prompts.jsonl": "sha256:prompts"})
-
-
-@pytest.fixture
-def bundle(tiny_bundle: Bundle) -> Bundle:
-    rows = [
-        {"id": "a", "text": "a soft low cello note", "split": "validate"},
-        {"id": "b", "text": "<script>bright drum</script>", "split": "validate"},
-        {"id": "c", "text": "a note", "split": "calib"},
-    ]
-    save_lines(tiny_bundle.prompts, rows, Stamp("prompts"))
-    with open_bundle(tiny_bundle) as session:
-        S = SAMPLING.steps
-        stats = ErrorStats(
-            timesteps(session.schedule, S),
-            np.tile([0.0, 0.01], (S, 1, 1)),
-            np.tile([[1.0, 0.002], [0.002, 0.0004]], (S, 1, 1, 1)),
-            np.full(S, 100.0),
-            binding(session, SAMPLING),
-        )
-    save_stats(tiny_bundle.error_stats("ort-cpu"), stats, Stamp("stats"))
-    probe(tiny_bundle.probe)
-    return tiny_bundle
-
-
-def probe(path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
-    helper = onnx.helper
-    rng = np.random.default_rng(0)
-    weights = {"w": rng.normal(size=(256, 5)), "k": rng.normal(size=(256, 3))}
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["waveform", "w"], ["features"]),
-            helper.make_node("MatMul", ["waveform", "k"], ["family"]),
-        ],
-        "probe",
-        [helper.make_tensor_value_info("waveform", 1, ["B", 256])],
-        [helper.make_tensor_value_info(name, 1, ["B", size]) for name, size in (("features", 5), ("family", 3))],
-        [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
 
 
 @pytest.fixture

@@ -1,0 +1,153 @@
+"""Latency alone: what each engine of some bundles takes for a call, a generation, its first call and its loading.
+
+Float and engine take turns in one process, after warm-up, so a machine that slows down slows both; speed-up is the
+median over pairs with a bootstrap interval. Threads are onnxruntime's own pool, pinned to `threads` of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from quaver.runtime.denoise import initial_noise
+from quaver.runtime.errors import QuaverError
+from quaver.runtime.generate import generate_from
+from quaver.runtime.measure.compare import call_feeds, load_seconds
+from quaver.runtime.measure.cost import environment, file_bytes
+from quaver.runtime.measure.joint import Subject
+from quaver.runtime.measure.latency import peak_rss_bytes, time_pair
+from quaver.runtime.measure.table import Row, markdown
+from quaver.runtime.progress import Progress
+from quaver.runtime.rows import row_name
+from quaver.runtime.session import FLOAT, Session, open_bundle
+
+Report = dict[str, Any]
+PROMPT = "a sound"  # what a generation that is timed asks for
+
+
+def bench(
+    subjects: Sequence[Subject],
+    *,
+    batches: Sequence[int] = (1, 2, 8),
+    runs: int = 15,
+    warmup: int = 3,
+    generations: int = 3,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Time every engine beside its float model: U-Net calls of some batch sizes, whole generations, loading.
+
+    Raises: ArtifactError when a bundle lacks something; EngineError when an engine cannot be opened.
+    """
+    if min((runs, warmup, *batches, threads or 1)) < 1 or generations < 0:
+        raise QuaverError("bench: batches, runs, warm-up and threads are 1 or more, generations 0 or more")
+    counts, engines = {"runs": runs, "warmup": warmup, "generations": generations}, []
+    for subject in subjects:
+        (progress or Progress()).say(f"bench {subject.name}")
+        engines.append(time_engine(subject, batches, threads=threads, **counts))
+    cores = environment()["cores"]
+    return {
+        "environment": environment(),
+        "threads": threads or int(cores),
+        "runs": runs,
+        "warmup": warmup,
+        "generations": generations,
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "engines": engines,
+    }
+
+
+def time_engine(
+    subject: Subject, batches: Sequence[int], *, runs: int, warmup: int, generations: int, threads: int | None
+) -> Report:
+    """The times of one engine and its float model."""
+    target, bundle = subject.settings.target, subject.bundle
+    with ExitStack() as stack:
+        reference = stack.enter_context(open_bundle(bundle, engine_file=FLOAT, threads=threads))
+        judged = stack.enter_context(open_bundle(bundle, engine_file=target, threads=threads))
+        calls = {str(batch): _pair(reference, judged, target, batch, runs, warmup) for batch in batches}
+        whole = _generations(reference, judged, subject, generations)
+    files = {FLOAT: bundle.float_unet, target: bundle.engine(target)}
+    return {
+        "name": subject.name,
+        "target": target,
+        "calls": calls,
+        "generation": {"steps": subject.sampling.steps, **whole} if generations else None,
+        "load_s": {name: load_seconds(path) for name, path in files.items()},
+        "bytes": {name: file_bytes(path) for name, path in files.items()},
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
+def _pair(reference: Session, judged: Session, target: str, batch: int, runs: int, warmup: int) -> Report:
+    """Both engines on one random state of `batch` rows."""
+    x_t, t = initial_noise(range(batch), reference.latent_shape), np.full(batch, reference.schedule.alpha_bar.size // 2)
+    feeds = call_feeds(reference, _prompts(reference, batch), x_t, t)
+    rng = np.random.default_rng(0)
+    float_time, time, speedup = time_pair(
+        lambda: reference.engine(feeds), lambda: judged.engine(feeds), rng=rng, runs=runs, warmup=warmup
+    )
+    return {FLOAT: asdict(float_time), target: asdict(time), "speedup": speedup.as_json()}
+
+
+def _generations(reference: Session, judged: Session, subject: Subject, runs: int) -> Report:
+    """Both engines from one prompt to its sample, without correction."""
+    if not runs:
+        return {}
+
+    def draw(session: Session) -> None:
+        list(generate_from(session, _prompts(session, 1), [0], subject.sampling, batch=1))
+
+    rng = np.random.default_rng(0)
+    float_time, time, speedup = time_pair(partial(draw, reference), partial(draw, judged), rng=rng, runs=runs, warmup=1)
+    return {FLOAT: asdict(float_time), subject.settings.target: asdict(time), "speedup": speedup.as_json()}
+
+
+def _prompts(session: Session, count: int) -> tuple[str, ...]:
+    return (row_name(0) if "rows" in session.card else PROMPT,) * count
+
+
+def bench_rows(report: Report) -> list[Row]:
+    """A row per engine and thing that was timed, times in milliseconds."""
+    rows: list[Row] = []
+    for engine in report["engines"]:
+        timed = {f"call, batch {batch}": found for batch, found in engine["calls"].items()}
+        if engine["generation"]:
+            timed[f"generation, {engine['generation']['steps']} steps"] = engine["generation"]
+        for what, found in timed.items():
+            float_time, time = found[FLOAT], found[engine["target"]]
+            rows.append(
+                {
+                    "Engine": engine["name"],
+                    "What": what,
+                    "Float (ms)": 1000 * float_time["median_s"],
+                    "Median (ms)": 1000 * time["median_s"],
+                    "p95 (ms)": 1000 * time["p95_s"],
+                    "First (ms)": 1000 * time["first_s"],
+                    "Speed-up": found["speedup"],
+                    "Load (ms)": 1000 * engine["load_s"][engine["target"]],
+                    "File (MB)": engine["bytes"][engine["target"]] / 1e6,
+                    "Peak memory (MB)": engine["peak_rss_bytes"] / 1e6,
+                }
+            )
+    return rows
+
+
+def describe(report: Report) -> str:
+    """The machine and the table, as Markdown."""
+    place = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
+    head = (
+        f"{place}\n{report['threads']} threads, {report['runs']} pairs of calls after {report['warmup']} of warm-up,"
+        f" {report['generations']} generations; load of the machine {_load(report)}\n"
+    )
+    return f"{head}\n{markdown(bench_rows(report))}".rstrip()
+
+
+def _load(report: Report) -> str:
+    return "unknown" if report["load_average"] is None else f"{report['load_average'][0]:.1f}"
