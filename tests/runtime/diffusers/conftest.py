@@ -21,7 +21,7 @@ def fitted(tiny_bundle):
         with open_bundle(tiny_bundle, threads=1) as session:
             at, bound = visited(settings, session.schedule), binding(session, settings)
         S, C = len(at), bound.latent_shape[0]
-        spread = draw.standard_normal((S, C, 2, 2)) * [1.0, 0.1]
+        spread = draw.standard_normal((S, C, 2, 2)) * [1.0, 0.3]
         cov = np.swapaxes(spread, -1, -2) @ spread
         laws = (
             Local(0.02 * draw.standard_normal((S, C, 2 * C, 3, 3)), 0.02 * draw.standard_normal((S, C)), cov[..., 1, 1])
