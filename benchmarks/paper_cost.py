@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arch = json.loads((ARCHS / f"{given.shape}.json").read_text(encoding="utf-8"))
     modules, normed = count(arch)
     named, rest = checkpoint(arch)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for bits, (tera, mebibytes) in PUBLISHED.items():
         rows.append(
             {
@@ -87,19 +87,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "deployed MiB": unet_bytes(arch, DEPLOYED[bits]) / 2**20,
             }
         )
-    close = {
-        f"{row['bits']}: paper mode gives {row['T BOPs, published']} T": abs(row["paper"] - row["T BOPs, published"])
-        < 0.005
-        for row in rows
-    }
-    near = {
-        f"{row['bits']}: paper mode gives {row['MiB, published']} MiB within 0.4, a container's room": abs(
-            row["paper MiB"] - row["MiB, published"]
-        )
-        < 0.4
-        for row in rows
-    }
-    publish("paper_cost", rows, figures={row["bits"]: row for row in rows}, reached=close | near)
+    reached = {}
+    for row in rows:
+        tera, mebibytes = row["T BOPs, published"], row["MiB, published"]
+        reached[f"{row['bits']}: paper mode gives {tera} T"] = abs(row["paper"] - tera) < 0.005
+        # what a checkpoint's container adds
+        reached[f"{row['bits']}: paper mode gives {mebibytes} MiB within 0.4"] = abs(row["paper MiB"] - mebibytes) < 0.4
+    publish("paper_cost", rows, figures={row["bits"]: row for row in rows}, reached=reached)
 
 
 def count(arch: dict[str, Any]) -> tuple[list[Module], int]:

@@ -33,7 +33,8 @@ def paired_kl(reference: Array, judged: Array) -> Array:
 
 def kl_of_sets(reference: Array, judged: Array) -> float:
     """KL divergence of the mean probabilities of two sets `[N, K]` and `[M, K]`, in nats."""
-    return float(_relative_entropy(np.mean(reference, axis=0), np.mean(judged, axis=0, dtype=np.float64) + EPSILON))
+    p, q = (np.asarray(rows, np.float64).mean(axis=0) for rows in (reference, judged))
+    return float(_relative_entropy(p, q + EPSILON))
 
 
 def inception_score(probabilities: Array, *, splits: int = 1) -> float:

@@ -13,8 +13,10 @@ sides and floor and value differ by the engine alone.
 Value and floor are means over `splits` splits. The value's interval is a bootstrap (Efron 1979): the items of the first
 split drawn with replacement, `draws` times, and the quantiles moved so that their mean is the value. The move matters:
 doubled items bias a Frechet distance upward, and it is their spread that is wanted. It is the spread of one estimate at
-this N, so wider than that of a mean over splits. The floor's interval is the range of its splits. Draws are bounded
-because one Frechet distance over 2048 features is seconds; the figure says how many there were.
+this N, so wider than that of a mean over splits, and doubled items widen it further: between Gaussian sets of 64 to 200
+items by 0.9 to 1.6 for precision and recall, 1.2 for a Frechet distance, 2 with as many dimensions as items. The
+floor's interval is the range of its splits. Draws are bounded because one Frechet distance over 2048 features is
+seconds; the figure says how many there were.
 """
 
 from __future__ import annotations
