@@ -92,11 +92,11 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_stand_ins(path) if zipped else []):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # pickle, zipfile and torch have a class each
-        if _refused(error):
+        if code := _refused(error):
             raise RecipeError(
-                f"{path} holds code, which is never run ({_refused(error)}): name a checkpoint of plain tensors"
+                f"{path} holds code, which is never run ({code}): name a checkpoint of plain tensors"
             ) from error
-        raise RecipeError(f"{path} is damaged ({first_line(error)}): {AGAIN}") from error
+        raise RecipeError(f"{path} is damaged, or not written by torch ({first_line(error)}): {AGAIN}") from error
     if not isinstance(found, dict):
         raise RecipeError(f"{path} holds a {type(found).__name__}, expected tensors by key: name the weights")
     return found
@@ -110,8 +110,5 @@ def _stand_ins(path: Path) -> list[Any]:
 
 def _refused(error: Exception) -> str:
     """What the unpickler refused by name, or ""."""
-    words = str(error)
-    _, found, rest = words.partition("Unsupported global: GLOBAL ")
-    if found:
-        return rest.split()[0]
-    return "a pickle of objects" if "Unsupported" in words else ""
+    _, found, rest = str(error).partition("Unsupported global: GLOBAL ")
+    return rest.split()[0] if found else ""
