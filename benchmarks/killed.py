@@ -59,6 +59,7 @@ SHORT = (
     "validate.clips=1",
     "validate.latency_runs=2",
     "validate.latency_warmup=1",
+    "validate.generations=0",
 )
 # What a file with timings has that must be the same. TensorRT-RTX writes numbers of the moment into a plan: two builds
 # of one graph are never equal, so of a plan its layers must be.

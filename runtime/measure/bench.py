@@ -1,7 +1,8 @@
 """Latency alone: what each engine of some bundles takes for a call, a generation, its first call and its loading.
 
-Float and engine take turns in one process, after warm-up, so a machine that slows down slows both; speed-up is the
-median over pairs with a bootstrap interval. Threads are onnxruntime's own pool, pinned to `threads` of them.
+Calls of float and engine take turns in one process, after warm-up, so a machine that slows down slows both; speed-up is
+the median over pairs with a bootstrap interval. Whole generations run in a process of their own, whose peak of memory
+is the engine's. Engines have `threads` threads.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from quaver.runtime.denoise import initial_noise
 from quaver.runtime.errors import QuaverError
-from quaver.runtime.generate import generate_from
 from quaver.runtime.measure.compare import call_feeds, load_seconds
 from quaver.runtime.measure.cost import environment, file_bytes
+from quaver.runtime.measure.generation import generation_cost
 from quaver.runtime.measure.joint import Subject
-from quaver.runtime.measure.latency import peak_rss_bytes, time_pair
+from quaver.runtime.measure.latency import time_pair
 from quaver.runtime.measure.table import Row, markdown
 from quaver.runtime.progress import Progress
 from quaver.runtime.rows import row_name
@@ -72,16 +72,17 @@ def time_engine(
         reference = stack.enter_context(open_bundle(bundle, engine_file=FLOAT, threads=threads))
         judged = stack.enter_context(open_bundle(bundle, engine_file=target, threads=threads))
         calls = {str(batch): _pair(reference, judged, target, batch, runs, warmup) for batch in batches}
-        whole = _generations(reference, judged, subject, generations)
+        prompts = _prompts(reference, 1)
+    asked = {"prompts": prompts, "threads": threads, "runs": generations}
+    names = (FLOAT, target) if generations else ()
     files = {FLOAT: bundle.float_unet, target: bundle.engine(target)}
     return {
         "name": subject.name,
         "target": target,
         "calls": calls,
-        "generation": {"steps": subject.sampling.steps, **whole} if generations else None,
+        "generations": {name: asdict(generation_cost(bundle, name, subject.sampling, **asked)) for name in names},
         "load_s": {name: load_seconds(path) for name, path in files.items()},
         "bytes": {name: file_bytes(path) for name, path in files.items()},
-        "peak_rss_bytes": peak_rss_bytes(),
     }
 
 
@@ -96,19 +97,6 @@ def _pair(reference: Session, judged: Session, target: str, batch: int, runs: in
     return {FLOAT: asdict(float_time), target: asdict(time), "speedup": speedup.as_json()}
 
 
-def _generations(reference: Session, judged: Session, subject: Subject, runs: int) -> Report:
-    """Both engines from one prompt to its sample, without correction."""
-    if not runs:
-        return {}
-
-    def draw(session: Session) -> None:
-        list(generate_from(session, _prompts(session, 1), [0], subject.sampling, batch=1))
-
-    rng = np.random.default_rng(0)
-    float_time, time, speedup = time_pair(partial(draw, reference), partial(draw, judged), rng=rng, runs=runs, warmup=1)
-    return {FLOAT: asdict(float_time), subject.settings.target: asdict(time), "speedup": speedup.as_json()}
-
-
 def _prompts(session: Session, count: int) -> tuple[str, ...]:
     return (row_name(0) if "rows" in session.card else PROMPT,) * count
 
@@ -117,26 +105,32 @@ def bench_rows(report: Report) -> list[Row]:
     """A row per engine and thing that was timed, times in milliseconds."""
     rows: list[Row] = []
     for engine in report["engines"]:
-        timed = {f"call, batch {batch}": found for batch, found in engine["calls"].items()}
-        if engine["generation"]:
-            timed[f"generation, {engine['generation']['steps']} steps"] = engine["generation"]
-        for what, found in timed.items():
-            float_time, time = found[FLOAT], found[engine["target"]]
-            rows.append(
-                {
-                    "Engine": engine["name"],
-                    "What": what,
-                    "Float (ms)": 1000 * float_time["median_s"],
-                    "Median (ms)": 1000 * time["median_s"],
-                    "p95 (ms)": 1000 * time["p95_s"],
-                    "First (ms)": 1000 * time["first_s"],
-                    "Speed-up": found["speedup"],
-                    "Load (ms)": 1000 * engine["load_s"][engine["target"]],
-                    "File (MB)": engine["bytes"][engine["target"]] / 1e6,
-                    "Peak memory (MB)": engine["peak_rss_bytes"] / 1e6,
-                }
-            )
-    return rows
+        target = engine["target"]
+        for batch, found in engine["calls"].items():
+            row = _row(engine, f"call, batch {batch}", found[FLOAT], found[target])
+            rows.append({**row, "Speed-up": found["speedup"], "Load (ms)": 1000 * engine["load_s"][target]})
+        if whole := engine["generations"]:
+            row = _row(engine, f"clip, {whole[target]['steps']} steps", whole[FLOAT], whole[target])
+            row |= {"Speed-up": whole[FLOAT]["median_s"] / whole[target]["median_s"]}
+            row |= {
+                "Load (ms)": 1000 * whole[target]["load_s"],
+                "Peak memory (MB)": whole[target]["peak_rss_bytes"] / 1e6,
+            }
+            rows.append(row)
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in columns} for row in rows]
+
+
+def _row(engine: Report, what: str, reference: Report, judged: Report) -> Row:
+    return {
+        "Engine": engine["name"],
+        "What": what,
+        "Float (ms)": 1000 * reference["median_s"],
+        "Median (ms)": 1000 * judged["median_s"],
+        "p95 (ms)": 1000 * judged["p95_s"],
+        "First (ms)": 1000 * judged["first_s"],
+        "File (MB)": engine["bytes"][engine["target"]] / 1e6,
+    }
 
 
 def describe(report: Report) -> str:

@@ -1,7 +1,6 @@
 """A quantized engine against the float one: the same call, the same trajectories, the same sounds.
 
-A figure is an interval, `{"value", "low", "high"}`; a set measure is a mapping from names of measures to intervals, so
-that whatever a feature network can tell has its column.
+A figure is an interval, `{"value", "low", "high"}`.
 """
 
 from __future__ import annotations
@@ -18,18 +17,14 @@ from quaver.runtime.correct import make_correct
 from quaver.runtime.denoise import CORRECTION, step_noise
 from quaver.runtime.engine import Engine, open_engine
 from quaver.runtime.generate import session_stats
-from quaver.runtime.measure import frechet, quality
+from quaver.runtime.measure import quality
 from quaver.runtime.measure.cost import file_bytes
 from quaver.runtime.measure.departure import leaves
-from quaver.runtime.measure.divergence import paired_kl, softmax
 from quaver.runtime.measure.explained import explained_error, step_errors
-from quaver.runtime.measure.features import Heard, NetworkMissing, open_network
 from quaver.runtime.measure.latency import peak_rss_bytes, seconds, time_calls, time_pair
 from quaver.runtime.measure.likeness import RADIUS, psnr_db, ssim
-from quaver.runtime.measure.manifold import NEIGHBOURS, precision, recall
 from quaver.runtime.measure.media import levels
 from quaver.runtime.measure.mel import mel_snr_db
-from quaver.runtime.measure.sets import Measure, against_floor
 from quaver.runtime.measure.trajectories import Pairs, Take
 from quaver.runtime.sample import Correct, SamplingSettings
 from quaver.runtime.session import Session
@@ -175,60 +170,6 @@ def explained_rows(
     return {
         name: [interval.value for interval in explained_error(errors[name], errors["none"], rng=rng)] for name in wanted
     }
-
-
-def set_measures(spec: str, probe: Path, reference: Take, takes: Mapping[str, Take], *, rate: int) -> Rows:
-    """What the feature network `spec` makes of every correction's samples as a set, and of the float set (floor).
-
-    A network that is not here is said with the command that brings it, and nothing is measured.
-    """
-    if not any(values.size for values in reference.heard.values()):
-        return {"network": spec, "missing": "Feature networks listen to sounds, and these takes end at latents."}
-    try:
-        network = open_network(spec, rate=rate, probe=probe)
-    except NetworkMissing as error:
-        return {"network": spec, "missing": f"{error}."}
-    own = network.hear(reference.heard)
-    floors, rows = {}, []
-    for name, take in takes.items():
-        measures, floors = _measured(network.distance, own, network.hear(take.heard))
-        rows.append({"name": name, "measures": measures})
-    count, dimensions = len(own.features), own.features.shape[-1]
-    remarks = [network.note, frechet.few_samples(count // 2, dimensions)]
-    return {
-        "network": network.name,
-        "samples": count,
-        "dimensions": dimensions,
-        "note": "; ".join(filter(None, remarks)) or None,
-        "floors": [{"name": "float against float", "measures": floors}],
-        "corrections": rows,
-    }
-
-
-def _measured(distance: str, own: Heard, judged: Heard) -> tuple[Rows, Rows]:
-    """Measures of a judged set and their floors; where items are compared one by one there is no floor."""
-    rng = np.random.default_rng(0)
-    measures: Rows = {}
-    floors: Rows = {}
-    flat = [features if features.ndim == 2 else features.mean(axis=1) for features in (own.features, judged.features)]
-    sets: dict[str, tuple[Measure, Array, Array]] = {distance: (frechet.frechet_of_sets, own.features, judged.features)}
-    if len(flat[0]) > 2 * NEIGHBOURS + 1:
-        sets |= {"precision": (precision, *flat), "recall": (recall, *flat)}
-    for name, (measure, a, b) in sets.items():
-        # The same halves for every correction, so that the floor is one number.
-        figure = against_floor(measure, a, b, rng=np.random.default_rng(0), paired=True)
-        most = np.inf if measure is frechet.frechet_of_sets else 1.0
-        measures[name], floors[name] = (_within(each, most) for each in (figure.value, figure.floor))
-    for name, logits in own.logits.items():
-        p, q = softmax(logits), softmax(judged.logits[name])
-        measures[f"KL, {name}"] = quality.mean_interval(paired_kl(p, q), rng=rng).as_json()
-        measures[f"same {name}"] = quality.mean_interval(p.argmax(axis=1) == q.argmax(axis=1), rng=rng).as_json()
-    return measures, floors
-
-
-def _within(interval: quality.Interval, most: float) -> dict[str, float]:
-    """An interval whose bounds were moved, cut to what the measure can be."""
-    return {name: min(max(value, 0.0), most) for name, value in interval.as_json().items()}
 
 
 def _split(engine: Engine, feeds: Mapping[str, Array], batch: int = 8) -> Array:

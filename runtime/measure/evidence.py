@@ -14,6 +14,7 @@ import numpy as np
 
 from quaver.runtime.artifact import load_json, load_lines, load_tensors
 from quaver.runtime.bundle import Bundle
+from quaver.runtime.measure.bops import bit_operations, float_operations
 
 Rows = Sequence[Mapping[str, Any]]
 VARYING = 12  # edges whose ranges are listed
@@ -50,6 +51,11 @@ def site_facts(bundle: Bundle, target: str) -> dict[str, Any]:
         "of_layers": found["coverage"]["of_layers"],
         "by_macs": found["coverage"]["by_macs"],
         "bits": bits(sites),
+        "bops": {
+            "stored": bit_operations(found),
+            "kernels": bit_operations(found, stored=False),
+            "float": float_operations(found),
+        },
         "kernels": sorted(kinds, key=lambda row: -row["macs"]),
         "kept": kept,
         "products": dict(Counter(site["format"] for site in sites if site["role"] == "product")),

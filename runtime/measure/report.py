@@ -18,17 +18,18 @@ from typing import Any
 
 from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.errors import RecipeError
+from quaver.runtime.errors import QuaverError, RecipeError
 from quaver.runtime.measure.compare import (
     compare_calls,
     correction_rows,
     correction_seconds,
     explained_rows,
-    set_measures,
 )
 from quaver.runtime.measure.cost import environment, file_bytes
 from quaver.runtime.measure.departure import seed_spread
 from quaver.runtime.measure.evidence import prompt_facts, range_facts, site_facts
+from quaver.runtime.measure.generation import generation_cost
+from quaver.runtime.measure.hearing import Scene, set_measures
 from quaver.runtime.measure.media import Voice, clear_media, levels, shown_clips, write_voice
 from quaver.runtime.measure.page import render
 from quaver.runtime.measure.plan import plan_facts
@@ -53,8 +54,10 @@ class ValidateSettings:
     max_latent_error: float = 0.1  # budget: the upper bound of the mean relative error of the finished latent
     min_speedup: float = 1.0  # budget: the lower bound of float seconds over this engine's, one U-Net call
     networks: tuple[str, ...] = ("probe",)  # feature networks of set measures: probe, vggish, panns, clap, onnx:FILE
+    reference: str = ""  # real clips to compare sets with: a folder of WAV files, or a file of features
     latency_runs: int = 30  # pairs of calls
     latency_warmup: int = 3  # calls before them
+    generations: int = 3  # whole generations that are timed, in a process of their own
     batch: int = 8  # samples drawn at once
     seed: int = 100_000  # of the first trajectory; the fits count from 1,000,000 on
 
@@ -67,6 +70,7 @@ class ValidateSettings:
             "min_speedup": self.min_speedup < 0 and "0 or more",
             "latency_runs": self.latency_runs < 1 and "1 or more",
             "latency_warmup": self.latency_warmup < 1 and "1 or more",
+            "generations": self.generations < 0 and "0 or more",
             "batch": self.batch < 1 and "1 or more",
             "seed": not 0 <= self.seed < 2**32 - self.trajectories and "0 to 4294967295 less the trajectories",
         }
@@ -158,7 +162,9 @@ def measure(
         explained = explained_rows(reference, judged, pairs, takes[FLOAT].states, sampling, settings.corrections)
         added = correction_seconds(judged, sampling, settings.corrections, takes[FLOAT].latents[:1], visits)
         rate = reference.sample_rate if takes[FLOAT].waveforms.size else 0
+        words = reference.card.get("words", {})
     float_take, key = takes.pop(FLOAT), paths[FLOAT].stem
+    scene = Scene(pairs.prompts, rate, bundle.probe, words, settings.reference)
     spread = seed_spread(float_take.states)
     rows = [
         {**row, "added_s": added[row["name"]], "explained": explained.get(row["name"])}
@@ -178,8 +184,9 @@ def measure(
             "verdict": verdict(settings.target, rows, call, settings),
             "corrections": rows,
             "call": {**call, "threads": f"all {environment()['cores']} cores"},
+            "generation": generation(subject, settings.target, best_row(rows)["name"]),
             "bytes": file_bytes(bundle.engine(settings.target)),
-            "sets": [set_measures(spec, bundle.probe, float_take, takes, rate=rate) for spec in settings.networks],
+            "sets": [set_measures(spec, scene, float_take, takes) for spec in settings.networks],
             "sites": site_facts(bundle, settings.target),
             "plan": plan_facts(bundle, settings.target),
             "coverage": prompt_facts(bundle),
@@ -227,12 +234,24 @@ def reference_facts(
     return {
         "name": FLOAT if not number else f"{FLOAT} of {subject.name}",
         "call": call["engines"][FLOAT],
+        "generation": generation(subject, FLOAT),
         "bytes": file_bytes(subject.bundle.float_unet),
         "rate": rate,
         "digest": digest_file(subject.bundle.float_unet),
         "seed_spread": spread,
         **levels(drawn.waveforms),
     }
+
+
+def generation(subject: Subject, engine: str, correct: str = "none") -> Report | None:
+    """What one clip costs from prompt to end, in a process of its own; None when the recipe does not ask."""
+    if not subject.settings.generations:
+        return None
+    try:
+        runs = subject.settings.generations
+        return asdict(generation_cost(subject.bundle, engine, subject.sampling, correct=correct, runs=runs))
+    except QuaverError as error:
+        return {"missing": f"{error}."}
 
 
 def digests(bundle: Bundle, target: str) -> dict[str, str]:

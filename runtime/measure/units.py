@@ -37,6 +37,11 @@ def megabytes(value: float) -> str:
     return f"{value / 1e6:.1f} MB" if value < 1e8 else f"{value / 1e6:.0f} MB"
 
 
+def giga(value: float) -> str:
+    """A count of operations, as thousands of millions or as millions of millions."""
+    return f"{value / 1e12:.2f} T" if value >= 1e12 else f"{value / 1e9:.1f} G"
+
+
 def decibel(value: float) -> str:
     """A level."""
     return f"{value:.1f} dB"

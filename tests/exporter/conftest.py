@@ -37,6 +37,7 @@ trajectories = 4
 clips = 1
 latency_runs = 2
 latency_warmup = 1
+generations = 0
 batch = 4
 """
 

@@ -111,6 +111,7 @@ def made_up_report(engines: tuple[str, ...] = ("demo-w8a8",)) -> dict[str, Any]:
             {
                 "name": "float",
                 "call": {"median_s": 0.0213, "p95_s": 0.0242, "first_s": 0.051, "load_s": 0.32, "bytes": 46_100_000},
+                "generation": made_up_generation("float", "none"),
                 "bytes": 46_100_000,
                 "rate": RATE,
                 "digest": "sha256:" + "0" * 64,
@@ -160,6 +161,9 @@ def made_up_engine(name: str, i: int) -> dict[str, Any]:
                 "ort-cpu": {"median_s": 0.0159, "p95_s": 0.0171, "first_s": 0.033, "load_s": 0.41, "bytes": 12_300_000},
             },
         },
+        "generation": made_up_generation("ort-cpu", "d2-deterministic")
+        if ship
+        else {"missing": "It ran out of memory."},
         "bytes": (12_300_000, 8_900_000, 23_400_000)[i % 3],
         "sets": [
             {
@@ -189,6 +193,7 @@ def made_up_engine(name: str, i: int) -> dict[str, Any]:
                 for k in range(73)
             ],
             "products": {"float": 28},
+            "bops": {"stored": 1.2e11, "kernels": 1.2e11, "float": 9.8e11},
         },
         "plan": {
             "version": "1.7.1",
@@ -233,6 +238,12 @@ def made_up_engine(name: str, i: int) -> dict[str, Any]:
 
 ASPECTS = ("music", "loudness", "pitch", "harmonicity", "reverberation", "speech")
 PLACES = ((2, "none"), (0, "d2-deterministic"), (1, "d2-stochastic"))  # the smaller, the closer to float
+
+
+def made_up_generation(engine: str, correct: str) -> dict[str, Any]:
+    found = {"engine": engine, "correct": correct, "batch": 1, "steps": 20, "threads": 2, "runs": 3, "warmup": 1}
+    found |= {"load_s": 0.9, "first_s": 0.8, "median_s": 0.7, "p95_s": 0.75, "peak_rss_bytes": 3e8}
+    return {**found, "idle_rss_bytes": 9e7, "engine_bytes": 12_300_000}
 
 
 def made_up_correction(name: str, error: float) -> dict[str, Any]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.generate import generate_from
 from quaver.runtime.measure import compare, latency
-from quaver.runtime.measure.features import Heard, Network
 from quaver.runtime.measure.trajectories import Pairs, Take
 from quaver.runtime.sample import SamplingSettings, Step, visited
 from quaver.runtime.session import open_bundle
@@ -101,32 +99,3 @@ def test_pictures_are_compared_as_pictures():
     (row,) = compare.correction_rows(drawn(y), {"none": drawn(y + 0.1)}, rate=0)
     assert row["psnr_db"]["value"] == pytest.approx(20.0)
     assert 0.5 < row["ssim"]["value"] < 1 and row["mel_snr_db"] is None
-
-
-def test_the_probe_measures_what_each_correction_made_against_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Features moved by one in each of four dimensions lie 4 above the floor; a quarter of the verdicts is turned."""
-    y = np.random.default_rng(0).normal(size=(400, 7))
-    moved = y + np.array([1.0] * 4 + [0.0] * 3)
-    moved[::4, 4:] *= -1  # the largest logit is now the smallest
-
-    def hear(heard: Mapping[str, np.ndarray]) -> Heard:
-        return Heard(heard["waveform"][:, :4], {"family": heard["waveform"][:, 4:]})
-
-    def heard(waveforms: np.ndarray) -> Take:
-        return Take(np.zeros((1, 400, 1)), waveforms, np.zeros((0, 0)))
-
-    monkeypatch.setattr(compare, "open_network", lambda *_, **__: Network("ears", "distance of ears", hear))
-    found = compare.set_measures("ears", tmp_path, heard(y), {"none": heard(y), "moved": heard(moved)}, rate=16000)
-    (floor,), (none, other) = found["floors"], [row["measures"] for row in found["corrections"]]
-    least = floor["measures"]["distance of ears"]["value"]
-    assert none["distance of ears"]["value"] == pytest.approx(least) and none["same family"]["value"] == 1.0
-    assert other["distance of ears"]["value"] - least == pytest.approx(4.0, rel=0.1)
-    assert other["same family"]["value"] == pytest.approx(0.75)
-    assert other["KL, family"]["value"] > 0.1 > none["KL, family"]["value"]
-    assert all(0 <= bound <= 1 for share in ("precision", "recall") for bound in other[share].values())
-
-
-def test_a_network_that_is_not_here_is_named_with_what_brings_it(tmp_path: Path):
-    take = Take(np.zeros((1, 4, 1)), np.zeros((4, 256)), np.zeros((0, 0)))
-    found = compare.set_measures("onnx:none.onnx", tmp_path / "probe.onnx", take, {"none": take}, rate=16000)
-    assert found["network"] == "onnx:none.onnx" and "name an ONNX file as 'onnx:FILE'" in found["missing"]

@@ -17,7 +17,7 @@ LAYERS = [
 
 
 def site(layer: str, role: str, kind: str, reason: str = "") -> dict[str, str]:
-    return {"layer": layer, "role": role, "format": kind, "reason": reason, "compute": "float32"}
+    return {"layer": layer, "node": layer, "role": role, "format": kind, "reason": reason, "compute": "float32"}
 
 
 SITES = [
@@ -47,6 +47,8 @@ def test_kernel_types_have_their_share_of_the_work_and_kept_layers_their_reason(
     ]
     reason = "time embedding stays float (preset)"
     assert found["kept"] == [{"layer": "time", "op": "Gemm", "macs": 0.05, "reason": reason}]
+    bits = {"stored": 80 * 64 + 20 * 1024, "kernels": 80 * 64 + 20 * 1024, "float": 100 * 1024}
+    assert found["bops"] == bits  # the weights in four bits meet floats
     assert found["products"] == {"float": 1} and found["by_macs"] == 0.8
 
 

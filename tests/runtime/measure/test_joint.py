@@ -25,6 +25,7 @@ trajectories = 6
 clips = 2
 latency_runs = 2
 latency_warmup = 1
+generations = 0
 batch = 4
 """
 

@@ -11,7 +11,7 @@ import pytest
 from quaver.runtime.artifact import Stamp, digest_file, load_json, save_json, save_lines
 from quaver.runtime.audio import read_wav
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.errors import ArtifactError, RecipeError
+from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.measure import report, trajectories, verdict
 from quaver.runtime.measure.plan import plan_facts
 from quaver.runtime.measure.report import ValidateSettings, validate
@@ -21,7 +21,9 @@ from quaver.runtime.session import open_bundle
 
 SAMPLING = SamplingSettings(steps=4, guidance=2.0)
 CORRECTIONS = ("none", "d2-deterministic", "d2-stochastic")
-SETTINGS = ValidateSettings(corrections=CORRECTIONS, trajectories=6, clips=2, latency_runs=3, latency_warmup=1, batch=4)
+SETTINGS = ValidateSettings(
+    corrections=CORRECTIONS, trajectories=6, clips=2, latency_runs=3, latency_warmup=1, batch=4, generations=0
+)
 STAMP = Stamp("validate", settings="sha256:settings", inputs={"prompts.jsonl": "sha256:prompts"})
 
 
@@ -181,3 +183,18 @@ def test_a_plan_left_out_says_why_and_a_built_one_its_coverage(bundle: Bundle):
     save_json(sidecar, {**built, "plan": {"bytes": 7}, "coverage": coverage, "layers": []}, Stamp("build"))
     found = plan_facts(bundle)
     assert (found["version"], found["bytes"], found["by_count"]) == ("1.7", 7, 0.75)
+
+
+def test_whole_generations_are_timed_apart_and_a_failure_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def cost(bundle: Bundle, engine: str, sampling: SamplingSettings, *, correct: str, runs: int) -> Any:
+        asked.append((engine, correct, runs))
+        raise EngineError("measuring ort-cpu failed: it ran out of memory")
+
+    monkeypatch.setattr(report, "generation_cost", cost)
+    settings = replace(SETTINGS, corrections=("none",), generations=2)
+    validate(bundle, settings, SAMPLING, stamp=STAMP, progress=quiet())
+    figures = load_json(bundle.report_json, "validate")
+    assert asked == [("float", "none", 2), ("ort-cpu", "none", 2)]
+    assert figures["engines"][0]["generation"] == {"missing": "measuring ort-cpu failed: it ran out of memory."}

@@ -1,0 +1,133 @@
+"""What feature networks hear in the takes of a report: each correction as a set, beside the floors.
+
+    against float    paired: the same prompts and seeds; its floor is float against float, halves without a common seed
+    against real     a reference set of one's own; its floor is real against real at the same N
+    to the text      cosine with the prompt where the network reads, else what the probe hears of what the prompt says
+
+A network, or a reference set, that is not there is told with what brings it, and the rest is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quaver.runtime.errors import QuaverError
+from quaver.runtime.measure.agreement import Words, accuracies, cosine, said
+from quaver.runtime.measure.divergence import paired_kl, softmax
+from quaver.runtime.measure.features import Heard, Network, open_network
+from quaver.runtime.measure.frechet import few_samples, frechet_of_sets
+from quaver.runtime.measure.manifold import NEIGHBOURS, precision, recall
+from quaver.runtime.measure.quality import Interval, mean_interval
+from quaver.runtime.measure.reference import load_clips, load_features
+from quaver.runtime.measure.sets import Measure, against_floor
+from quaver.runtime.measure.trajectories import Take
+
+Array = np.ndarray
+Rows = dict[str, Any]
+FLOAT_FLOOR, REAL_FLOOR = "float against float", "real against real"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is heard beside the takes: their prompts, rate in Hz, the bundle's probe and its words, real clips."""
+
+    prompts: tuple[str, ...]
+    rate: int
+    probe: Path
+    words: Words = field(default_factory=dict)  # attribute -> for each class its phrases
+    reference: str = ""  # a folder of WAV files, or a .safetensors file of features
+
+
+def set_measures(spec: str, scene: Scene, reference: Take, takes: Mapping[str, Take]) -> Rows:
+    """What the feature network `spec` makes of every correction's samples as a set, with floors."""
+    if not any(values.size for values in reference.heard.values()):
+        return {"network": spec, "missing": "Feature networks listen to sounds, and these takes end at latents."}
+    try:
+        network = open_network(spec, rate=scene.rate, probe=scene.probe)
+        own, judged = network.hear(reference.heard), {name: network.hear(take.heard) for name, take in takes.items()}
+    except QuaverError as error:
+        return {"network": spec, "missing": f"{error}."}
+    real, notes = real_features(scene, network, reference.waveforms.shape)
+    floors: dict[str, Rows] = {FLOAT_FLOOR: {}, REAL_FLOOR: {}, "float": {}}
+    rows = []
+    for name, heard in judged.items():
+        measures, floors[FLOAT_FLOOR] = distances(network.distance, own.features, heard.features, paired=True)
+        if real is not None:
+            to_real, floors[REAL_FLOOR] = distances(f"{network.distance} to real", real, heard.features)
+            measures |= to_real
+        rows.append({"name": name, "measures": measures | alike(own, heard) | to_text(network, scene, heard)})
+    if real is not None:
+        floors["float"] |= distances(f"{network.distance} to real", real, own.features)[0]
+    floors["float"] |= to_text(network, scene, own)
+    count, dimensions = len(own.features), own.features.shape[-1]
+    return {
+        "network": network.name,
+        "samples": count,
+        "dimensions": dimensions,
+        "note": "; ".join(filter(None, [network.note, few_samples(count // 2, dimensions), *notes])) or None,
+        "floors": [{"name": name, "measures": measures} for name, measures in floors.items() if measures],
+        "corrections": rows,
+    }
+
+
+def real_features(scene: Scene, network: Network, shape: tuple[int, ...]) -> tuple[Array | None, tuple[str, ...]]:
+    """Features of the reference set for takes of `shape` [N, samples], and what must be known of it; None of none."""
+    if not scene.reference:
+        return None, ()
+    path = Path(scene.reference).expanduser()
+    try:
+        if path.suffix == ".safetensors":
+            return load_features(path, network=network.name), ()
+        found = load_clips(path, rate=scene.rate, samples=shape[1], count=shape[0])
+        return network.hear({"waveform": found.waveforms}).features, found.notes
+    except (QuaverError, KeyError) as error:  # KeyError: a network that hears spectrograms, and these are files
+        return None, (f"not compared with real clips: {error}",)
+
+
+def distances(name: str, reference: Array, judged: Array, *, paired: bool = False) -> tuple[Rows, Rows]:
+    """Frechet distance, precision and recall of features `[N, D]` or `[N, F, D]`, and their floors."""
+    suffix = " to real" if name.endswith(" to real") else ""
+    flat = [features if features.ndim == 2 else features.mean(axis=1) for features in (reference, judged)]
+    sets: dict[str, tuple[Measure, Array, Array]] = {name: (frechet_of_sets, reference, judged)}
+    if min(map(len, flat)) > 2 * NEIGHBOURS + 1:
+        sets |= {f"precision{suffix}": (precision, *flat), f"recall{suffix}": (recall, *flat)}
+    values, floors = {}, {}
+    for title, (measure, a, b) in sets.items():
+        # The same halves for every correction, so that the floor is one number.
+        figure = against_floor(measure, a, b, rng=np.random.default_rng(0), paired=paired)
+        most = np.inf if measure is frechet_of_sets else 1.0
+        values[title], floors[title] = within(figure.value, most), within(figure.floor, most)
+    return values, floors
+
+
+def alike(own: Heard, judged: Heard) -> Rows:
+    """Clip by clip: divergence of what is heard from what is heard in the float clip, and how often it is the same."""
+    rng, found = np.random.default_rng(0), {}
+    for name, logits in own.logits.items():
+        p, q = softmax(logits), softmax(judged.logits[name])
+        found[f"KL, {name}"] = mean_interval(paired_kl(p, q), rng=rng).as_json()
+        found[f"same {name}"] = mean_interval(p.argmax(axis=1) == q.argmax(axis=1), rng=rng).as_json()
+    return found
+
+
+def to_text(network: Network, scene: Scene, heard: Heard) -> Rows:
+    """How well clips are what their prompts ask for: a cosine, or the share of what is said that is heard."""
+    rng = np.random.default_rng(0)
+    if network.read is not None:
+        features = heard.features if heard.features.ndim == 2 else heard.features.mean(axis=1)
+        return {"text agreement": mean_interval(cosine(features, network.read(scene.prompts)), rng=rng).as_json()}
+    if not scene.words or not set(scene.words) <= set(heard.logits):
+        return {}
+    verdicts = {name: logits.argmax(axis=1) for name, logits in heard.logits.items()}
+    found = accuracies(verdicts, said(scene.prompts, scene.words), scene.words, rng=rng)
+    return {("text agreement" if name == "all" else f"says {name}"): each.as_json() for name, each in found.items()}
+
+
+def within(interval: Interval, most: float) -> dict[str, float]:
+    """An interval whose bounds were moved, cut to what the measure can be."""
+    return {name: min(max(value, 0.0), most) for name, value in interval.as_json().items()}

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quaver.runtime.audio import write_wav
+from quaver.runtime.measure import hearing
+from quaver.runtime.measure.features import Heard, Network
+from quaver.runtime.measure.hearing import Scene
+from quaver.runtime.measure.trajectories import Take
+
+SCENE = Scene(("a note",) * 400, 16000, Path("nowhere/probe.onnx"))
+NONE = np.zeros((0, 0))
+
+
+def test_the_probe_measures_what_each_correction_made_against_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Features moved by one in each of four dimensions lie 4 above the floor; a quarter of the verdicts is turned."""
+    y = np.random.default_rng(0).normal(size=(400, 7))
+    moved = y + np.array([1.0] * 4 + [0.0] * 3)
+    moved[::4, 4:] *= -1  # the largest logit is now the smallest
+
+    def hear(heard: Mapping[str, np.ndarray]) -> Heard:
+        return Heard(heard["waveform"][:, :4], {"family": heard["waveform"][:, 4:]})
+
+    def heard(waveforms: np.ndarray) -> Take:
+        return Take(np.zeros((1, 400, 1)), waveforms, np.zeros((0, 0)))
+
+    monkeypatch.setattr(hearing, "open_network", lambda *_, **__: Network("ears", "distance of ears", hear))
+    found = hearing.set_measures("ears", SCENE, heard(y), {"none": heard(y), "moved": heard(moved)})
+    (floor,), (none, other) = found["floors"], [row["measures"] for row in found["corrections"]]
+    least = floor["measures"]["distance of ears"]["value"]
+    assert none["distance of ears"]["value"] == pytest.approx(least) and none["same family"]["value"] == 1.0
+    assert other["distance of ears"]["value"] - least == pytest.approx(4.0, rel=0.1)
+    assert other["same family"]["value"] == pytest.approx(0.75)
+    assert other["KL, family"]["value"] > 0.1 > none["KL, family"]["value"]
+    assert all(0 <= bound <= 1 for share in ("precision", "recall") for bound in other[share].values())
+
+
+def test_a_network_that_is_not_here_is_named_with_what_brings_it(tmp_path: Path):
+    take = Take(np.zeros((1, 4, 1)), np.zeros((4, 256)), np.zeros((0, 0)))
+    found = hearing.set_measures("onnx:none.onnx", SCENE, take, {"none": take})
+    assert found["network"] == "onnx:none.onnx" and "name an ONNX file as 'onnx:FILE'" in found["missing"]
+
+
+@pytest.fixture
+def sounds(monkeypatch: pytest.MonkeyPatch) -> Take:
+    """Forty clips, and a network that hears their first three samples, and whether the first is positive."""
+
+    def hear(heard: Mapping[str, np.ndarray]) -> Heard:
+        x = heard["waveform"]
+        return Heard(x[:, :3], {"sign": np.stack([-x[:, 0], x[:, 0]], axis=1)})
+
+    monkeypatch.setattr(hearing, "open_network", lambda *_, **__: Network("ears", "distance of ears", hear))
+    return Take(np.zeros((1, 40, 1)), np.random.default_rng(0).uniform(-0.9, 0.9, (40, 64)), NONE)
+
+
+def test_real_clips_have_a_distance_and_a_floor_of_their_own(sounds: Take, tmp_path: Path):
+    for i, clip in enumerate(np.random.default_rng(1).uniform(-0.9, 0.9, (40, 64))):
+        write_wav(tmp_path / f"{i:03d}.wav", clip, 16000)
+    found = hearing.set_measures("ears", replace(SCENE, reference=str(tmp_path)), sounds, {"none": sounds})
+    floors = {row["name"]: row["measures"] for row in found["floors"]}
+    assert set(floors) == {"float against float", "real against real", "float"}
+    own, same = floors["float"]["distance of ears to real"], found["corrections"][0]["measures"]
+    assert same["distance of ears to real"] == own
+    assert 0 < floors["real against real"]["distance of ears to real"]["value"] < 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "rate", "said"),
+    [("missing", 16000, "no reference set at"), ("clips", 8000, "is at 8000 Hz, expected 16000 Hz")],
+)
+def test_a_reference_set_that_cannot_be_used_is_told_and_the_rest_is_measured(
+    sounds: Take, tmp_path: Path, reference: str, rate: int, said: str
+):
+    write_wav(tmp_path / "clips" / "a.wav", np.zeros(64), rate)
+    found = hearing.set_measures("ears", replace(SCENE, reference=str(tmp_path / reference)), sounds, {"none": sounds})
+    assert said in found["note"] and "distance of ears" in found["corrections"][0]["measures"]
+
+
+def test_what_a_prompt_says_is_held_against_what_is_heard(sounds: Take):
+    words = {"sign": (("low",), ("high",))}
+    said = ("high", "low", "high low", "other") * 10
+    found = hearing.set_measures("ears", replace(SCENE, prompts=said, words=words), sounds, {"none": sounds})
+    signs = sounds.waveforms[:, 0] > 0
+    expected = np.mean([signs[i] == (said[i] == "high") for i in range(40) if said[i] in ("high", "low")])
+    assert found["corrections"][0]["measures"]["text agreement"]["value"] == pytest.approx(expected)
+    assert [row["name"] for row in found["floors"]] == ["float against float", "float"]
+
+
+def test_a_network_that_reads_is_asked_for_the_cosine_with_the_prompt(sounds: Take, monkeypatch: pytest.MonkeyPatch):
+    network = Network(
+        "clap",
+        "distance of clap",
+        lambda heard: Heard(heard["waveform"][:, :3]),
+        read=lambda texts: np.tile([2.0, 0, 0], (len(texts), 1)),
+    )
+    monkeypatch.setattr(hearing, "open_network", lambda *_, **__: network)
+    found = hearing.set_measures("clap", replace(SCENE, prompts=("a",) * 40), sounds, {"none": sounds})
+    x = sounds.waveforms[:, :3]
+    expected = np.mean(x[:, 0] / np.linalg.norm(x, axis=1))
+    assert found["corrections"][0]["measures"]["text agreement"]["value"] == pytest.approx(expected)
