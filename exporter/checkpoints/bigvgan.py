@@ -71,7 +71,7 @@ def load_bigvgan(shape: Shape, tensors: Weights, *, what: str) -> torch.nn.Modul
                 self.register_buffer(key.replace(".", "/"), value)
             self.register_buffer("lowpass", lowpass())
 
-        def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        def forward(self, mel: Any) -> Any:
             weights = {name.replace("/", "."): value for name, value in self.named_buffers()}
             return waveform(mel.squeeze(1), weights, shape)
 

@@ -55,9 +55,9 @@ class Shape:
 def read_shape(params: Mapping[str, Any]) -> Shape:
     """The shape of `first_stage_config.params`. Raises: RecipeError when it says too little."""
     said = {"embed_dim": params.get("embed_dim"), **params.get("ddconfig", {})}
-    known = {key: said[key] for key in Shape.__dataclass_fields__ if said.get(key) is not None}
+    known: dict[str, Any] = {key: said[key] for key in Shape.__dataclass_fields__ if said.get(key) is not None}
     try:
-        return Shape(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
+        return Shape(**{**known, **{key: tuple(v) for key, v in known.items() if isinstance(v, list)}})
     except TypeError as error:
         lacks = str(error).rpartition(":")[2].strip()
         raise RecipeError(f"first_stage_config lacks {lacks}: give the whole configuration") from error
@@ -112,7 +112,7 @@ def as_decoder(stage: torch.nn.Module, scale: float, codebook: torch.Tensor | No
     """The whole way from latents back, as a module to trace."""
     nn = need("torch", extra="export").nn
 
-    class Decoder(nn.Module):
+    class Decoder(nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.stage = stage

@@ -82,12 +82,12 @@ class Shape:
 
 def read_shape(params: Mapping[str, Any]) -> Shape:
     """The shape that a configuration describes. Raises: RecipeError for what no U-Net of diffusers computes."""
-    known = {key: value for key, value in params.items() if key in Shape.__dataclass_fields__}
+    known: dict[str, Any] = {key: value for key, value in params.items() if key in Shape.__dataclass_fields__}
     odd = [key for key, value in params.items() if key not in known and key not in NO_MATTER and value]
     if odd:
         raise RecipeError(f"unet_config sets {odd[0]} = {params[odd[0]]!r}, which is not supported: remove it")
     try:
-        shape = Shape(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        shape = Shape(**{**known, **{key: tuple(v) for key, v in known.items() if isinstance(v, list)}})
     except TypeError as error:
         raise RecipeError(f"unet_config lacks {str(error).rpartition(':')[2].strip()}: give the whole one") from error
     if shape.num_heads == shape.num_head_channels == -1:

@@ -60,7 +60,7 @@ def class_encoder(table: torch.Tensor) -> torch.nn.Module:
     """class_label [B] -> encoder_hidden_states [B, 1, D], a context of one token."""
     nn = need("torch", extra="export").nn
 
-    class Encoder(nn.Module):
+    class Encoder(nn.Module):  # type: ignore[name-defined]
         outputs = ("encoder_hidden_states",)
 
         def __init__(self) -> None:

@@ -102,7 +102,7 @@ def as_encoder(
     """A function of ids and mask, with the networks that it calls, as a module to trace."""
     nn = need("torch", extra="export").nn
 
-    class Encoder(nn.Module):
+    class Encoder(nn.Module):  # type: ignore[name-defined]
         outputs = answers
 
         def __init__(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 NORMED = {".weight_g": ".weight_v", ".parametrizations.weight.original0": ".parametrizations.weight.original1"}
-HIFIGAN = {  # 16 kHz, 64 mel bins, hop 160: what AudioLDM and TANGO were published with
+HIFIGAN: dict[str, Any] = {  # 16 kHz, 64 mel bins, hop 160: what AudioLDM and TANGO were published with
     "upsample_rates": [5, 4, 2, 2, 2],
     "upsample_kernel_sizes": [16, 16, 8, 4, 4],
     "resblock_kernel_sizes": [3, 7, 11],
@@ -65,7 +65,7 @@ def as_vocoder(network: torch.nn.Module) -> torch.nn.Module:
     """A network of frames [B, T, M] as one of mel [B, 1, T, M], a module to trace."""
     nn = need("torch", extra="export").nn
 
-    class Vocoder(nn.Module):
+    class Vocoder(nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.network = network

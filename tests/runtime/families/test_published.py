@@ -1,0 +1,77 @@
+"""The families of published models: what their networks are fed and what their cards say, on stand-in engines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from quaver.runtime.errors import QuaverError
+from quaver.runtime.families import ldm, make_an_audio, tango
+from quaver.runtime.family import FAMILIES, Parts, find_family
+from quaver.runtime.sample import SamplingSettings
+from quaver.runtime.schedule import read_schedule
+
+
+class Engine:
+    """Answers with a function of its inputs."""
+
+    def __init__(self, answer, *inputs):
+        self.answer, self.inputs = answer, inputs
+
+    def __call__(self, feeds):
+        return self.answer(**feeds)
+
+
+class Words:
+    """A tokenizer that pads to 4: one id a letter."""
+
+    def encode_batch(self, prompts):
+        return [Encoding([*map(ord, p), 0, 0, 0, 0][:4], [1] * len(p) + [0] * (4 - len(p))) for p in prompts]
+
+
+class Encoding:
+    def __init__(self, ids, attention_mask):
+        self.ids, self.attention_mask, self.overflowing = ids, attention_mask, []
+
+
+STATES = Engine(lambda input_ids, attention_mask: np.stack([input_ids, input_ids], -1), "input_ids", "attention_mask")
+
+
+@pytest.mark.parametrize("family", [tango, make_an_audio])
+def test_every_token_conditions_and_the_unet_is_fed_all_rows(family):
+    parts = Parts({}, {"text_encoder": STATES}, Words())
+    rows = family.embed(parts, ["ab", ""])
+    assert rows["encoder_hidden_states"].shape == (2, 4, 2) and rows["encoder_hidden_states"].dtype == np.float32
+    assert rows["encoder_hidden_states"][0, :, 0].tolist() == [97, 98, 0, 0]
+    fed = family.FAMILY.feeds(np.zeros((2, 8, 4, 4)), np.zeros(2), rows)
+    assert list(fed)[:3] == ["sample", "timestep", "encoder_hidden_states"]
+    if family is tango:
+        assert fed["encoder_attention_mask"].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_a_class_is_looked_up_and_no_class_is_the_last_row():
+    table = np.arange(12.0).reshape(6, 2)
+    parts = Parts({"classes": 5}, {"class_encoder": Engine(lambda class_label: table[class_label][:, None])})
+    rows = ldm.embed(parts, ["3", "class 0", ""])
+    assert rows["encoder_hidden_states"].tolist() == [[[6, 7]], [[0, 1]], [[10, 11]]]
+
+
+@pytest.mark.parametrize("prompt", ["5", "cat", "class -1", "2.5"])
+def test_what_is_no_class_is_refused(prompt):
+    with pytest.raises(QuaverError, match="is none: say 0 to 4"):
+        ldm.class_number(prompt, 5)
+
+
+def test_an_unconditional_model_has_no_rows():
+    assert ldm.embed(Parts({"classes": 0}, {}), ["", ""]) == {}
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"onnx"}))
+def test_what_was_published_can_be_sampled_as_its_authors_do(name):
+    for model in find_family(name).models.values():
+        schedule = read_schedule(model.scheduler)
+        SamplingSettings(**model.sampling)
+        assert len(schedule.alpha_bar) == 1000 and schedule.alpha_bar_final == schedule.alpha_bar[0]
+        assert (schedule.prediction == "v_prediction") == (name == "tango")
+        assert len(model.latent) == 3 and model.licence
+        assert bool(model.sample_rate) == (find_family(name).media == "sound")
