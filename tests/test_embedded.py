@@ -1,0 +1,48 @@
+"""The embedded model through the chain, in small; and what the README does with its bundle."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quaver.exporter.stages import run_recipe
+from quaver.runtime.generate import generate
+from quaver.runtime.measure import probe
+from quaver.runtime.progress import quiet
+
+ROOT = Path(__file__).parents[1]
+SMALL = ("capture.prompts=4", "capture.records=16", 'export.targets=["ort-cpu"]', "stats.trajectories=4")
+PROMPT = "a soft low cello note"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engines") / "demo-w8a8"
+    run_recipe(ROOT / "engines" / "demo-w8a8.toml", until="stats", overrides=SMALL, out=folder, progress=quiet())
+    return folder
+
+
+@pytest.mark.slow
+def test_the_readmes_pipeline_of_diffusers_makes_the_sound_of_generate(bundle):
+    (lines,) = re.findall(r"```python\n(import torch\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert len(lines.splitlines()) <= 10 and "engines/demo-w8a8" in lines
+    found = {}
+    exec(lines.replace("engines/demo-w8a8", str(bundle)), found)
+    (batch,) = generate(bundle, [PROMPT], [1], correct="auto")
+    assert np.abs(found["audio"] - batch.waveforms[0]).max() <= 1e-4 * np.abs(batch.waveforms).max()
+    (other,) = generate(bundle, [PROMPT], [1])
+    assert np.abs(other.waveforms - batch.waveforms).max() > 1e-2 * np.abs(batch.waveforms).max()
+
+
+@pytest.mark.slow
+def test_the_int8_engine_of_the_embedded_model_makes_what_the_caption_says(bundle):
+    from quaver.runtime.bundle import Bundle
+
+    (batch,) = generate(bundle, [PROMPT] * 4, [1, 2, 3, 4], correct="auto")
+    (full,) = generate(bundle, [PROMPT] * 4, [1, 2, 3, 4], engine_file="float")
+    heard, wanted = (
+        probe.verdicts(probe.judge(Bundle(bundle).probe, part.decoded))["family"] for part in (batch, full)
+    )
+    assert (heard == wanted).mean() >= 0.75
+    assert len(set(wanted.tolist())) == 1
