@@ -204,6 +204,8 @@ def add_generate(verbs: argparse._SubParsersAction, shared: argparse.ArgumentPar
     )
     verb.add_argument("--missing", action="store_true", help="only the clips whose files are not there")
     verb.add_argument("--preview-every", metavar="N", type=int, help="also write the clip as it is every N steps")
+    verb.add_argument("--threads", metavar="N", type=int, help="of onnxruntime (default: all cores)")
+    verb.add_argument("--provider", metavar="NAME", help="onnxruntime's execution provider: cpu (default), cuda, ...")
     verb.set_defaults(verb=do_generate)
 
 
@@ -364,6 +366,8 @@ def do_generate(arguments: argparse.Namespace) -> list[Path]:
         batch=arguments.batch,
         missing=arguments.missing,
         preview_every=arguments.preview_every,
+        threads=arguments.threads,
+        provider=arguments.provider,
         progress=progress,
         on_file=tell,
     )

@@ -51,6 +51,7 @@ def generate_to_files(
     missing: bool = False,
     preview_every: int | None = None,
     threads: int | None = None,
+    provider: str | None = None,
     progress: Progress | None = None,
     on_file: OnFile = lambda path: None,
 ) -> list[Path]:
@@ -65,7 +66,7 @@ def generate_to_files(
     if preview_every is not None and preview_every < 1:
         raise QuaverError(f"previews are every {preview_every} steps, expected every 1 or more")
     written: list[Path] = []
-    with open_bundle(bundle, engine_file=engine_file, threads=threads) as session:
+    with open_bundle(bundle, engine_file=engine_file, threads=threads, provider=provider) as session:
         settings = sampling_of(session, sampler=sampler, steps=steps, guidance=guidance, eta=eta)
         places = plan_files(Path(out), prompts, seeds, SUFFIXES.get(session.family.media, (".wav",)))
         todo = [job for job in zip(places, prompts, seeds, strict=True) if not (missing and job[0].exists())]

@@ -74,6 +74,7 @@ def generate(
     batch: int = 4,
     decode: bool = True,
     threads: int | None = None,
+    provider: str | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Batch]:
     """Generate one sample per pair of `prompts` [N] and `seeds` [N], batch by batch, in order.
@@ -86,7 +87,7 @@ def generate(
     check_pairs(prompts, seeds, batch)
 
     def batches() -> Iterator[Batch]:
-        with open_bundle(bundle, engine_file=engine_file, threads=threads) as session:
+        with open_bundle(bundle, engine_file=engine_file, threads=threads, provider=provider) as session:
             settings = sampling_of(session, sampler=sampler, steps=steps, guidance=guidance, eta=eta)
             yield from generate_from(
                 session,

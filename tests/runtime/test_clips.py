@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from quaver.exporter import cli
 from quaver.runtime.artifact import digest_folder
 from quaver.runtime.audio import read_wav
 from quaver.runtime.clips import generate_to_files, plan_files, slug, step_path
@@ -146,3 +147,10 @@ def test_two_processes_read_one_bundle_while_a_third_holds_it_for_writing(tiny_b
         assert [process.wait(timeout=60) for process in started] == [0, 0]
     assert out[0].read_bytes() == out[1].read_bytes()
     assert (digest_folder(tiny_bundle.root), sorted(os.listdir(tiny_bundle.root))) == before
+
+
+def test_an_execution_provider_that_is_not_there_is_refused_before_anything_is_drawn(tiny_bundle, tmp_path, capsys):
+    given = ["--prompt", "cello", "--out", str(tmp_path / "a.wav"), "--threads", "1", "--quiet"]
+    assert cli.main(["generate", str(tiny_bundle.root), *given, "--provider", "quantum"]) == 1
+    assert "no execution provider 'quantum'" in capsys.readouterr().err and not list(tmp_path.glob("*.wav"))
+    assert cli.main(["generate", str(tiny_bundle.root), *given, "--provider", "cpu"]) == 0
