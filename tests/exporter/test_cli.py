@@ -166,6 +166,7 @@ def asked(monkeypatch):
 def test_generate_passes_everything_on_and_names_the_file_after_prompt_and_seed(capsys, monkeypatch):
     seen = asked(monkeypatch)
     options = "--seed 3 --sampler euler --steps 5 --guidance 2 --eta 1 --correct d2-stochastic --engine float --batch 2"
+    options += " --threads 3 --provider cuda"
     argv = ["generate", "b", *options.split(), "--interpolate-stats", "--missing", "--preview-every", "7", "--prompt"]
     assert status(capsys, *argv, "A soft, low cello note!")[:2] == (0, "a-soft-low-cello-note-3.wav\n")
     bundle, prompts, seeds, out = seen.pop("given")
@@ -176,6 +177,7 @@ def test_generate_passes_everything_on_and_names_the_file_after_prompt_and_seed(
     assert seen == {
         "engine_file": "float", "sampler": "euler", "steps": 5, "guidance": 2.0, "eta": 1.0, "batch": 2,
         "correct": "d2-stochastic", "interpolate": True, "missing": True, "preview_every": 7,
+        "threads": 3, "provider": "cuda",
     }  # fmt: skip
 
 
