@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from quaver.runtime.artifact import digest_file, load_json
@@ -99,11 +99,17 @@ def sampling_of(
 ) -> SamplingSettings:
     """The bundle's own way of sampling (its recipe's, else its card's), with what is given put in its place.
 
-    Another sampler than its own leaves its own eta behind. Raises: RecipeError when a setting cannot be meant.
+    Another sampler than its own leaves its own eta behind. Raises: RecipeError when a setting cannot be meant;
+    ArtifactError when the bundle has settings that are not known, as one of another version may.
     """
-    table = dict(session.card.get("sampler", {}))
-    if session.bundle.recipe.exists():
-        table |= read_toml(session.bundle.recipe).get("sampling", {})
+    table, bundle = dict(session.card.get("sampler", {})), session.bundle
+    if bundle.recipe.exists():
+        table |= read_toml(bundle.recipe).get("sampling", {})
+    if alien := sorted(set(table) - {field.name for field in fields(SamplingSettings)}):
+        raise ArtifactError(
+            f"{bundle.root} samples with {', '.join(alien)}, which this version does not know: "
+            f"{rerun(bundle, force='trace')} makes it anew"
+        )
     if sampler not in (None, table.get("sampler", SamplingSettings.sampler)):
         table.pop("eta", None)
     given = {"sampler": sampler, "steps": steps, "guidance": guidance, "eta": eta}

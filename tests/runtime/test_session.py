@@ -30,6 +30,9 @@ def test_defaults_are_the_recipes_then_the_cards(tiny_bundle):
         tiny_bundle.recipe.write_text("[sampling]\nsteps = 'many'\n")
         with pytest.raises(RecipeError, match=r"sampling\.steps is a string .*expected an integer"):
             sampling_of(session)
+        tiny_bundle.recipe.write_text("[sampling]\nsteps = 8\nseed = 0\n")
+        with pytest.raises(ArtifactError, match=r"samples with seed, which .* '.*--force trace' makes it anew"):
+            sampling_of(session)
 
 
 @pytest.mark.parametrize(
