@@ -20,8 +20,8 @@ from quaver.runtime.errors import QuaverError
 from quaver.runtime.measure.compare import call_feeds, load_seconds
 from quaver.runtime.measure.cost import environment, file_bytes
 from quaver.runtime.measure.generation import generation_cost
-from quaver.runtime.measure.joint import Subject
 from quaver.runtime.measure.latency import time_pair
+from quaver.runtime.measure.report import Subject
 from quaver.runtime.measure.table import Row, markdown
 from quaver.runtime.progress import Progress
 from quaver.runtime.rows import row_name
@@ -73,14 +73,18 @@ def time_engine(
         judged = stack.enter_context(open_bundle(bundle, engine_file=target, threads=threads))
         calls = {str(batch): _pair(reference, judged, target, batch, runs, warmup) for batch in batches}
         prompts = _prompts(reference, 1)
-    asked = {"prompts": prompts, "threads": threads, "runs": generations}
     names = (FLOAT, target) if generations else ()
     files = {FLOAT: bundle.float_unet, target: bundle.engine(target)}
     return {
         "name": subject.name,
         "target": target,
         "calls": calls,
-        "generations": {name: asdict(generation_cost(bundle, name, subject.sampling, **asked)) for name in names},
+        "generations": {
+            name: asdict(
+                generation_cost(bundle, name, subject.sampling, prompts=prompts, threads=threads, runs=generations)
+            )
+            for name in names
+        },
         "load_s": {name: load_seconds(path) for name, path in files.items()},
         "bytes": {name: file_bytes(path) for name, path in files.items()},
     }

@@ -143,7 +143,7 @@ def sample_distances(reference: Take, take: Take, rate: int, rng: np.random.Gene
         found["log_spectral_db"] = quality.mean_interval(quality.log_spectral_distance(q, y), rng=rng).as_json()
         found["mel_snr_db"] = _mean_db(mel_snr_db(q, y, rate=rate), rng)
     if take.pictures.size:
-        q, y = take.pictures, reference.pictures
+        q, y = (each.pictures / 2 + 0.5 for each in (take, reference))  # as they are shown, 0 to 1
         found["psnr_db"] = _mean_db(psnr_db(q, y, span=1.0), rng)
         large = min(q.shape[2:]) > 2 * RADIUS
         found["ssim"] = quality.mean_interval(ssim(q, y, span=1.0), rng=rng).as_json() if large else None

@@ -95,7 +95,8 @@ def distances(name: str, reference: Array, judged: Array, *, paired: bool = Fals
     flat = [features if features.ndim == 2 else features.mean(axis=1) for features in (reference, judged)]
     sets: dict[str, tuple[Measure, Array, Array]] = {name: (frechet_of_sets, reference, judged)}
     if min(map(len, flat)) > 2 * NEIGHBOURS + 1:
-        sets |= {f"precision{suffix}": (precision, *flat), f"recall{suffix}": (recall, *flat)}
+        sets[f"precision{suffix}"] = (precision, flat[0], flat[1])
+        sets[f"recall{suffix}"] = (recall, flat[0], flat[1])
     values, floors = {}, {}
     for title, (measure, a, b) in sets.items():
         # The same halves for every correction, so that the floor is one number.

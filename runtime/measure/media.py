@@ -33,10 +33,16 @@ class Voice:
     errors: Sequence[float] = ()  # latent error [N]; none of the float model
 
 
-def clear_media(place: Bundle) -> None:
-    """Remove the clips of an earlier report."""
-    for old in place.media("clip").parent.glob("clip-*"):
+def move_media(staged: Bundle, place: Bundle) -> None:
+    """Put clips in the place of those of an earlier report."""
+    written, folder = staged.media("clip").parent, place.media("clip").parent
+    for old in folder.glob("clip-*"):
         old.unlink()
+    for file in sorted(written.glob("clip-*")):
+        folder.mkdir(exist_ok=True)
+        file.replace(folder / file.name)
+    if written.exists():
+        written.rmdir()
 
 
 def write_voice(place: Bundle, voice: Voice, number: int, count: int) -> Iterator[dict[str, Any]]:
@@ -47,7 +53,7 @@ def write_voice(place: Bundle, voice: Voice, number: int, count: int) -> Iterato
     sounds = voice.take.waveforms.size > 0
     for i in range(count if sounds or voice.take.pictures.size else 0):
         file = place.media(f"clip-{i:03d}.{number:02d}-{voice.correction}.{'wav' if sounds else 'png'}")
-        row = {"engine": voice.engine, "correction": voice.correction, "file": file.name}
+        row: dict[str, Any] = {"engine": voice.engine, "correction": voice.correction, "file": file.name}
         row["latent_error"] = voice.errors[i] if len(voice.errors) else None
         if sounds:
             write_wav(file, voice.take.waveforms[i], voice.rate)
@@ -71,8 +77,8 @@ def levels(waveforms: Array) -> dict[str, int]:
 
 
 def write_picture(path: Path, picture: Array) -> None:
-    """Write a picture `[C, H, W]` in [0, 1], one channel or three, as a PNG file."""
-    grey = np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8)
+    """Write a picture `[C, H, W]` in -1..1, one channel or three, as a PNG file."""
+    grey = np.round(127.5 * (np.clip(picture, -1, 1) + 1)).astype(np.uint8)
     with atomic(path) as temporary:
         temporary.write_bytes(truecolour(np.broadcast_to(grey, (3, *grey.shape[1:])).transpose(1, 2, 0)))
 

@@ -30,7 +30,7 @@ from quaver.runtime.measure.departure import seed_spread
 from quaver.runtime.measure.evidence import prompt_facts, range_facts, site_facts
 from quaver.runtime.measure.generation import generation_cost
 from quaver.runtime.measure.hearing import Scene, set_measures
-from quaver.runtime.measure.media import Voice, clear_media, levels, shown_clips, write_voice
+from quaver.runtime.measure.media import Voice, levels, move_media, shown_clips, write_voice
 from quaver.runtime.measure.page import render
 from quaver.runtime.measure.plan import plan_facts
 from quaver.runtime.measure.trajectories import Pairs, Take, held_out, load_take, save_take, take, take_path, take_stamp
@@ -121,10 +121,9 @@ def write_report(subjects: Sequence[Subject], place: Bundle, *, stamp: Stamp, co
     first = subjects[0].settings
     pairs = held_out(subjects[0].bundle, count=first.trajectories, seed=first.seed)
     findings = Findings()
-    clear_media(place)
     for subject in subjects:
         measure(subject, pairs, place, findings, clips=first.clips, progress=progress)
-    report = {
+    report: Report = {
         "schema": SCHEMA,
         "name": place.root.resolve().name,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -138,6 +137,7 @@ def write_report(subjects: Sequence[Subject], place: Bundle, *, stamp: Stamp, co
         "environment": environment(),
         "reproduce": command,
     }
+    move_media(staged(place), place)
     write_page(place, report)
     path = save_json(place.report_json, report, stamp)
     for old in set(place.shards("validate").glob("*.safetensors")) - findings.kept:
@@ -174,7 +174,7 @@ def measure(
         findings.references[key] = reference_facts(
             subject, float_take, spread.tolist(), call, rate, number=len(findings.references)
         )
-        findings.voices.append(list(write_voice(place, Voice(None, FLOAT, float_take, rate), 0, clips)))
+        findings.voices.append(list(write_voice(staged(place), Voice(None, FLOAT, float_take, rate), 0, clips)))
     findings.engines.append(
         {
             "name": subject.name,
@@ -199,7 +199,12 @@ def measure(
     for name, found in takes.items():
         errors = next(row["errors"] for row in rows if row["name"] == name)
         voice = Voice(subject.name, name, found, rate, errors)
-        findings.voices.append(list(write_voice(place, voice, len(findings.voices), clips)))
+        findings.voices.append(list(write_voice(staged(place), voice, len(findings.voices), clips)))
+
+
+def staged(place: Bundle) -> Bundle:
+    """Where clips lie until the report about them is written, so that those of the last one stay beside it."""
+    return Bundle(place.shards("validate"))
 
 
 def draw_takes(

@@ -6,7 +6,7 @@ that was killed goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from quaver.runtime.artifact import Stamp, digest_file, digest_json, load_lines, load_tensors, read_stamp, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError
-from quaver.runtime.generate import generate_from
+from quaver.runtime.generate import Batch, generate_from
 from quaver.runtime.sample import SamplingSettings, Step
 from quaver.runtime.session import Session
 
@@ -31,7 +31,7 @@ class Take:
     states: Array  # [S, N, C, T, F]: after every step; the last are the latents
     waveforms: Array  # [N, samples]
     mels: Array  # [N, 1, T', M]
-    pictures: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # [N, C, H, W] in [0, 1]
+    pictures: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # [N, C, H, W] in -1..1
     clipped: Array = field(default_factory=lambda: np.zeros((), np.int64))  # steps whose residual found no room
 
     @property
@@ -95,12 +95,13 @@ def take(
         )
     )
     stacked = np.concatenate([np.stack(steps) for steps in states], axis=1)
+    sounds, mels, pictures = (_decoded(batches, name) for name in ("waveform", "mel", "image"))
+    return Take(stacked, sounds, mels, pictures, np.array(sum(drawn.clipped for drawn in batches)))
+
+
+def _decoded(batches: Sequence[Batch], name: str) -> Array:
     nothing = np.zeros((0, 0), np.float32)
-    decoded = [
-        np.concatenate([drawn.decoded.get(name, nothing) for drawn in batches])
-        for name in ("waveform", "mel", "picture")
-    ]
-    return Take(stacked, *decoded, clipped=np.array(sum(drawn.clipped for drawn in batches)))
+    return np.concatenate([drawn.decoded.get(name, nothing) for drawn in batches])
 
 
 def take_path(folder: Path, stamp: Stamp) -> Path:

@@ -30,7 +30,7 @@ def layers(report: Report) -> Markup:
     return section("layers", "Layers and kernels", LEDE, *blocks, *commands)
 
 
-def engine_layers(engine: Report) -> list[Markup]:
+def engine_layers(engine: Report) -> list[Markup | None]:
     """The cards of one engine."""
     found = engine["sites"]
     if "missing" in found:

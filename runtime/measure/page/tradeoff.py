@@ -103,8 +103,9 @@ def call_times(report: Report, engine: Report, row: Mapping[str, Any]) -> tuple[
     Float's median over the paired speed-up: engines that were timed at different moments share one axis.
     """
     reference = next(r for r in report["references"] if r["name"] == engine["reference"])["call"]["median_s"]
-    speed = engine["call"]["speedup"]
-    return tuple(reference / max(speed[end], 1e-9) + row["added_s"] for end in ("high", "value", "low"))  # type: ignore[return-value]
+    fast, middle, slow = (max(engine["call"]["speedup"][end], 1e-9) for end in ("high", "value", "low"))
+    added = row["added_s"]
+    return reference / fast + added, reference / middle + added, reference / slow + added
 
 
 def bounds(interval: Mapping[str, float]) -> tuple[float, float, float]:
@@ -150,7 +151,7 @@ def rows(report: Report) -> Markup:
 
 MEASURES = (
     ("snr_db", "SNR", decibel),
-    ("log_spectral_db", "log-spectral distance", decibel),
+    ("log_spectral_db", "log-spectral", decibel),
     ("mel_snr_db", "mel SNR", decibel),
     ("psnr_db", "PSNR", decibel),
     ("ssim", "SSIM", lambda value: f"{value:.3f}"),

@@ -29,12 +29,22 @@ def test_every_clip_is_the_sound_of_its_own_take(tmp_path: Path):
         for shown, take in zip(clip["takes"], takes, strict=True):
             found, _ = read_wav(place.media(shown["file"]))
             assert found == pytest.approx(take.waveforms[i], abs=1 / 32767)
-    media.clear_media(place)
-    assert list(place.media("x").parent.iterdir()) == []
+
+
+def test_clips_take_the_place_of_those_of_an_earlier_report(tmp_path: Path):
+    staged, place = Bundle(tmp_path / "staged"), Bundle(tmp_path / "place")
+    for bundle, name in ((staged, "clip-000.wav"), (place, "clip-001.wav"), (place, "heatmap.svg")):
+        bundle.media(name).parent.mkdir(parents=True, exist_ok=True)
+        bundle.media(name).write_text(name)
+    media.move_media(staged, place)
+    assert sorted(path.name for path in place.media("x").parent.iterdir()) == ["clip-000.wav", "heatmap.svg"]
+    assert not staged.media("x").parent.exists()
+    media.move_media(staged, place)  # a report without clips
+    assert [path.name for path in place.media("x").parent.iterdir()] == ["heatmap.svg"]
 
 
 def test_a_take_of_pictures_becomes_png_files_and_one_that_ends_at_latents_none(tmp_path: Path):
-    picture = np.zeros((1, 1, 2, 3))
+    picture = -np.ones((1, 1, 2, 3))
     picture[0, 0, 1, 2] = 1.0
     take = Take(np.zeros((1, 1, 1)), NONE, NONE, picture)
     (row,) = media.write_voice(Bundle(tmp_path), Voice("w8a8", "none", take, 0), 1, 1)
