@@ -1,5 +1,6 @@
 """The harness that kills, on a chain of two stages that only sleep."""
 
+import json
 import sys
 
 import numpy as np
@@ -37,8 +38,9 @@ def test_timings_do_not_count_and_bytes_do(tmp_path):
     for name, made, text in (("one", "now", "same"), ("other", "later", "same"), ("third", "now", "else")):
         folder = tmp_path / name
         (folder / ".shards").mkdir(parents=True)
-        report = f'{{"made": "{made}", "corrections": [], "probe": 1, "clips": []}}'
-        (folder / "report.json").write_text(report)
+        kept = dict.fromkeys(("sets", "sites", "coverage", "ranges", "sampling", "digests"), 1)
+        engine = {"name": name, "corrections": [{"name": "none", "added_s": len(made)}], "call": made, **kept}
+        (folder / "report.json").write_text(json.dumps({"made": made, "engines": [engine]}))
         (folder / "ranges.safetensors").write_text(text)
     assert differences(tmp_path / "one", tmp_path / "other") == []
     assert differences(tmp_path / "one", tmp_path / "third") == ["ranges.safetensors"]

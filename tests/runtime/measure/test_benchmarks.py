@@ -58,10 +58,10 @@ def test_classes_are_found_by_attribute_name_whatever_their_order():
 def test_a_correction_reaches_its_aim_by_what_was_measured(best, beats, harmless):
     ratios = {"none": (1, 1, 1), "mean": (0.99, 0.97, 1.01), "ptqd": (0.95, 0.94, 0.96), "auto": best}
     rows = [
-        {"steps": 20, "eta": 0.0, "correction": name, "ratio to none": Interval(*ratio)}
+        {"bundle": "demo", "steps": 20, "eta": 0.0, "correction": name, "ratio to none": Interval(*ratio)}
         for name, ratio in ratios.items()
     ]
-    assert list(corrections.claims(rows, "20 steps eta 0").values()) == [beats, harmless]
+    assert list(corrections.claims(rows, "demo, 20 steps eta 0").values()) == [beats, harmless]
 
 
 def test_corrections_fits_statistics_of_each_eta_and_leaves_the_bundle_alone(
@@ -80,7 +80,7 @@ def test_corrections_fits_statistics_of_each_eta_and_leaves_the_bundle_alone(
     before = digest_file(bundle.error_stats("ort-cpu"))
     corrections.main([str(bundle.root), "--trajectories", "4", "--correct", "none", "d2-deterministic"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
-    assert set(figures) == {f"4 steps eta {eta} {name}" for eta in (0, 1) for name in ("none", "d2-deterministic")}
-    assert figures["4 steps eta 1 none"]["ratio to none"]["value"] == 1.0
-    assert 0 < figures["4 steps eta 0 d2-deterministic"]["ratio to none"]["value"] != 1.0
+    assert set(figures) == {f"tiny, 4 steps eta {eta} {name}" for eta in (0, 1) for name in ("none", "d2-deterministic")}
+    assert figures["tiny, 4 steps eta 1 none"]["ratio to none"]["value"] == 1.0
+    assert 0 < figures["tiny, 4 steps eta 0 d2-deterministic"]["ratio to none"]["value"] != 1.0
     assert digest_file(bundle.error_stats("ort-cpu")) == before
