@@ -184,6 +184,9 @@ def _with_inputs(unet: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module
         # by name and not *values: torch's exporter must know how many there are
         def forward(self, sample: Any, timestep: Any, c1: Any = None, c2: Any = None, c3: Any = None) -> Any:
             fed = dict(zip(names, (sample, timestep, c1, c2, c3), strict=False)) | dict.fromkeys(absent)
+            if c2 is not None:  # a mask is shaped by the batch of what it masks: say that all batches are one
+                for given in (c for c in (c1, c2, c3) if c is not None):
+                    torch._check(given.shape[0] == sample.shape[0])
             return getattr(self, WRAPPER)(**fed, return_dict=False)[0]
 
     return Denoiser().eval()
