@@ -107,13 +107,18 @@ def distances(name: str, reference: Array, judged: Array, *, paired: bool = Fals
 
 
 def alike(own: Heard, judged: Heard) -> Rows:
-    """Clip by clip: divergence of what is heard from what is heard in the float clip, and how often it is the same."""
-    rng, found = np.random.default_rng(0), {}
+    """Clip by clip: divergence of what is heard from what is heard in the float clip, and how often it is the same.
+
+    "KL" is the mean over all that a network tells apart; each has its own where there are several.
+    """
+    rng, found, every = np.random.default_rng(0), {}, []
     for name, logits in own.logits.items():
         p, q = softmax(logits), softmax(judged.logits[name])
-        found[f"KL, {name}"] = mean_interval(paired_kl(p, q), rng=rng).as_json()
+        every.append(paired_kl(p, q))
+        if len(own.logits) > 1:
+            found[f"KL, {name}"] = mean_interval(every[-1], rng=rng).as_json()
         found[f"same {name}"] = mean_interval(p.argmax(axis=1) == q.argmax(axis=1), rng=rng).as_json()
-    return found
+    return ({"KL": mean_interval(np.mean(every, axis=0), rng=rng).as_json()} if every else {}) | found
 
 
 def to_text(network: Network, scene: Scene, heard: Heard) -> Rows:

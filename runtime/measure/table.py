@@ -18,7 +18,7 @@ from quaver.runtime.measure.units import number, spoken
 
 Cell = str | float | Mapping[str, float] | None
 Row = dict[str, Cell]
-SHARES = ("Latent error", "Reduction")  # written as percentages for people
+SHARES = ("Latent error", "Reduction", "precision", "recall")  # written as percentages for people
 
 
 def method_rows(report: Mapping[str, Any]) -> list[Row]:
@@ -38,7 +38,7 @@ def float_row(report: Mapping[str, Any], reference: Mapping[str, Any]) -> Row:
         "Method": "full precision" if len(report["references"]) == 1 else reference["name"],
         "Bits (W/A)": "32/32",
         "Size (MB)": reference["bytes"] / 1e6,
-        **{name: interval for row in floors[:1] for name, interval in row["measures"].items()},
+        **{name: interval for row in reversed(floors) for name, interval in of_all(row["measures"])},
         "Latency (ms)": 1000 * reference["call"]["median_s"],
     }
 
@@ -54,13 +54,18 @@ def engine_rows(report: Mapping[str, Any], engine: Mapping[str, Any]) -> Iterato
             "Bits (W/A)": f"{weight}/{activation}",
             "Size (MB)": engine["bytes"] / 1e6,
             "Reduction": 1 - engine["bytes"] / reference["bytes"],
-            **{name: interval for found in measures for name, interval in found["measures"].items()},
+            **{name: interval for found in measures for name, interval in of_all(found["measures"])},
             "Latent error": row["latent_error"],
             "SNR (dB)": row["snr_db"],
             **{title: row[key] for title, key in SAMPLES.items() if row[key]},
             "Latency (ms)": 1000 * (engine["call"]["engines"][engine["target"]]["median_s"] + row["added_s"]),
             "Speed-up": engine["call"]["speedup"],
         }
+
+
+def of_all(measures: Mapping[str, Mapping[str, float]]) -> list[tuple[str, Mapping[str, float]]]:
+    """Measures that are of a whole clip; those of single attributes stand in the report."""
+    return [(name, interval) for name, interval in measures.items() if not name.startswith(("KL, ", "same ", "says "))]
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> Path:

@@ -127,7 +127,8 @@ def take_stamp(session: Session, pairs: Pairs, sampling: SamplingSettings, *, co
     """What a take depends on: engine, correction and its statistics, prompts, seeds, sampling, and the components."""
     bundle = session.bundle
     settings = {"sampling": asdict(sampling), "pairs": asdict(pairs), "correct": correct, "batch": batch}
-    card = {name: value for name, value in session.card.items() if name != "stamp"}  # not by which recipe it came
+    # Neither by which recipe a model came nor what it samples by unless somebody says: `sampling` says.
+    card = {name: value for name, value in session.card.items() if name not in ("stamp", "sampler")}
     inputs = {"engine": session.engine.digest, bundle.card.name: digest_json(card)}
     if correct != "none" and session.target is not None:
         inputs["error_stats"] = digest_file(bundle.error_stats(session.target))

@@ -43,7 +43,7 @@ def listen(report: Report, media: Media, *, budget: int = BUDGET) -> Markup:
         inside.append(drawn)
     lede = (
         "The same prompt, seed and noise through each engine. Level in dB under the clip's own peak, 80 dB from black"
-        " to cream; frequency on a mel scale; the waveform below. Click a picture to play it."
+        " to cream; frequency on a mel scale; the waveform below, as high as its peak. Click a picture to play it."
         if sounds
         else "The same prompt, seed and noise through each engine."
     )
@@ -113,7 +113,8 @@ def sound(row: Take, data: bytes, said: str) -> list[Markup | None]:
 
 
 def waveform(samples: np.ndarray) -> Markup:
-    """A waveform `[samples]` in [-1, 1] as bars from its least to its largest value, full scale high."""
+    """A waveform `[samples]` as bars from its least to its largest value, as high as its peak."""
+    samples = samples / max(np.abs(samples).max(initial=0), 1e-3)
     parts = np.array_split(samples, min(BARS, max(len(samples), 1)))
     path = "".join(
         f"M{i} {20 - 20 * float(part.max(initial=0)):.1f}V{20.4 - 20 * float(part.min(initial=0)):.1f}"

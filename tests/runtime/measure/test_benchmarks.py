@@ -80,7 +80,9 @@ def test_corrections_fits_statistics_of_each_eta_and_leaves_the_bundle_alone(
     before = digest_file(bundle.error_stats("ort-cpu"))
     corrections.main([str(bundle.root), "--trajectories", "4", "--correct", "none", "d2-deterministic"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
-    assert set(figures) == {f"tiny, 4 steps eta {eta} {name}" for eta in (0, 1) for name in ("none", "d2-deterministic")}
+    assert set(figures) == {
+        f"tiny, 4 steps eta {eta} {name}" for eta in (0, 1) for name in ("none", "d2-deterministic")
+    }
     assert figures["tiny, 4 steps eta 1 none"]["ratio to none"]["value"] == 1.0
     assert 0 < figures["tiny, 4 steps eta 0 d2-deterministic"]["ratio to none"]["value"] != 1.0
     assert digest_file(bundle.error_stats("ort-cpu")) == before
