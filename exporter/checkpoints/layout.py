@@ -21,6 +21,7 @@ from quaver.runtime.lazy import need
 
 WEIGHTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 CONFIGS = (".yaml", ".yml", ".json")
+VOCODERS, CLAPS = ("bigvgan", "bigvnat", "vocoder"), ("CLAP", "clap")  # folders of other checkpoints beside one
 UNFINISHED = (".incomplete", ".part", ".crdownload")
 TANGO = "main_config.json"
 
@@ -34,8 +35,10 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        """What the model is read from."""
-        return [path for path in (self.weights, self.config) if path is not None]
+        """What the model is read from: its own files, and the folders of networks beside them."""
+        folders = [self.weights.parent / name for name in (*VOCODERS, *CLAPS)]
+        own = [path for path in (self.weights, self.config) if path is not None]
+        return [*own, *(folder for folder in folders if folder.is_dir())]
 
 
 def find_checkpoint(source: str | Path) -> Checkpoint | None:

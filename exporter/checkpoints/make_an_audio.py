@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quaver.exporter.checkpoints import bigvgan, first_stage, ldm
-from quaver.exporter.checkpoints.layout import WEIGHTS, Checkpoint, config_beside, read_settings, section
+from quaver.exporter.checkpoints.layout import (
+    CLAPS,
+    VOCODERS,
+    WEIGHTS,
+    Checkpoint,
+    config_beside,
+    read_settings,
+    section,
+)
 from quaver.exporter.checkpoints.original import (
     example,
     first_published,
@@ -30,7 +38,6 @@ if TYPE_CHECKING:
     import torch
 
 TOKENS = 77
-VOCODERS, CLAPS = ("bigvgan", "bigvnat", "vocoder"), ("CLAP", "clap")
 
 
 def load(checkpoint: Checkpoint) -> Model:

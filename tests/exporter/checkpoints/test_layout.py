@@ -32,6 +32,11 @@ def test_a_configuration_is_found_beside_the_weights(tmp_path, names, config):
     assert found.config == (tmp_path / config if config else None)
 
 
+def test_an_edited_vocoder_beside_a_checkpoint_is_a_file_of_it(tmp_path):
+    found = find_checkpoint(touch(tmp_path, "m.ckpt", "m.yaml", "bigvgan/g.pt"))
+    assert found.files == [tmp_path / "m.ckpt", tmp_path / "m.yaml", tmp_path / "bigvgan"]
+
+
 def test_the_layouts_of_tango_and_of_diffusers_are_told_apart(tmp_path):
     tango = touch(tmp_path / "t", "main_config.json", "pytorch_model_main.bin", "pytorch_model_vae.bin")
     assert find_checkpoint(tango).weights.name == "pytorch_model_main.bin"
