@@ -9,7 +9,7 @@ from benchmarks.digits import cells as images_cells
 from benchmarks.digits.cells import CONSISTENT, FP, TABLES, Cell, bit_operations, cells, mean_alone, part
 from benchmarks.digits.images import held_out, load_digits
 from benchmarks.digits.measures import make_judge, measure
-from benchmarks.digits.probe import load_probe, read_images
+from benchmarks.digits.probe import PROBE, load_probe, read_images
 from benchmarks.digits.published import orders
 from benchmarks.orders import HOLDS, REVERSED, UNDECIDED
 from benchmarks.tables_images import claims, compare, verdicts
@@ -18,7 +18,8 @@ from quaver.runtime.bundle import Bundle
 from quaver.runtime.correct import d2_deterministic
 from quaver.runtime.error_law import Binding, ErrorStats
 from quaver.runtime.progress import quiet
-from quaver.runtime.sample import SamplingSettings
+from quaver.runtime.sample import SamplingSettings, sample_ddim
+from quaver.runtime.schedule import load_schedule
 
 
 def test_every_sampling_has_the_float_model_once_and_at_eta_0_nothing_stands_twice():
@@ -152,3 +153,22 @@ def test_real_images_are_at_no_distance_from_themselves_and_noise_is_far():
     assert own["precision"].value == own["recall"].value == 100
     assert far["precision"].value < 50 and own["latent error"].value == 0
     assert 10 > own["IS"].value > 7 > far["IS"].value
+
+
+@pytest.mark.slow
+def test_the_model_draws_digits_that_the_probe_reads_as_asked():
+    import torch
+    from diffusers import UNet2DModel
+
+    unet, asked = UNet2DModel.from_pretrained(PROBE.parent / "unet", low_cpu_mem_usage=False).eval(), np.arange(50) % 10
+    labels = torch.from_numpy(np.concatenate([np.full(50, 10), asked]))
+
+    def denoise(x, t):
+        with torch.no_grad():
+            eps = unet(torch.from_numpy(np.concatenate([x, x])), int(t), labels).sample.numpy()
+        return eps[:50] + 2.0 * (eps[50:] - eps[:50])
+
+    noise = np.random.default_rng(0).standard_normal((50, 1, 8, 8), np.float32)
+    schedule = load_schedule(PROBE.parent / "scheduler" / "scheduler_config.json")
+    drawn = sample_ddim(denoise, noise, schedule, steps=10)
+    assert (read_images(load_probe(), drawn).classes.argmax(axis=1) == asked).mean() > 0.9
