@@ -1,6 +1,8 @@
 """The embedded model through the chain, in small; and what the README does with its bundle."""
 
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +48,17 @@ def test_the_int8_engine_of_the_embedded_model_makes_what_the_caption_says(bundl
     )
     assert (heard == wanted).mean() >= 0.75
     assert len(set(wanted.tolist())) == 1
+
+
+@pytest.mark.slow
+def test_the_tradeoff_of_a_bundle_is_printed_with_what_nothing_beats(bundle, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tradeoff.py", str(bundle), "--clips", "2", "--correct", "none", "auto"])
+    runpy.run_path(str(ROOT / "examples" / "tradeoff.py"), run_name="__main__")
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["engine", "s", "per", "clip", "latent", "error"]
+    found = {row[2:42].strip(): (row[0], float(row[42:54]), float(row[54:].rstrip("%"))) for row in rows}
+    assert set(found) == {f"demo-w8a8 {name}" for name in ("float", "ort-cpu, none", "ort-cpu, auto")}
+    assert found["demo-w8a8 float"][0] == "*" and found["demo-w8a8 float"][2] == 0.0
+    assert all(0.0 < error < 20.0 for name, (_, _, error) in found.items() if "ort-cpu" in name)
+    seconds = [row[1] for row in found.values()]
+    assert seconds == sorted(seconds) and rows[0].startswith("*")
