@@ -173,19 +173,22 @@ def elements(numbers: Sequence[np.ndarray], good: np.ndarray, trim: float) -> Jo
 
 
 def branches(session: Session, engine: Engine, cond: Rows, guidance: float) -> Said:
-    """The engine as what says guided eps, and that of each branch; what is not finite passes."""
+    """The engine as what says guided eps, and that of each branch; what is not finite passes.
+
+    Guidance comes before eps, as in `denoiser`: the order decides the last bit, which integer engines make a code of.
+    """
     said: list[np.ndarray] = []
 
     def predict(x: np.ndarray, t: float, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-        out = engine(session.family.feeds(x, np.full(len(x), whole(t), np.int64), rows))
-        said[:] = [np.asarray(to_eps(out, x, t, session.schedule))]
+        said[:] = [np.asarray(engine(session.family.feeds(x, np.full(len(x), whole(t), np.int64), rows)))]
         return said[0]
 
     guided = guide(predict, cond, session.uncond, guidance)
 
     def say(x: np.ndarray, t: float) -> np.ndarray:
-        eps = guided(x, t)
-        return np.stack([eps, *np.split(said[0], 2)]) if len(said[0]) > len(x) else eps[None]
+        out = guided(x, t)
+        outs = [out, *np.split(said[0], 2)] if len(said[0]) > len(x) else [out]
+        return np.stack([to_eps(part, x, t, session.schedule) for part in outs])
 
     return say
 

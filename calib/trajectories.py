@@ -133,10 +133,11 @@ def follow(
     def predict(x: np.ndarray, t: float, rows: Rows) -> np.ndarray:
         outputs = paths.run(session.family.feeds(x, np.full(len(x), whole(t), np.int64), rows))
         see(whole(t), outputs)
-        return to_eps(next(iter(outputs.values())), x, t, session.schedule)
+        return next(iter(outputs.values()))
 
+    guided = guide(predict, paths.cond, session.uncond, sampling.guidance)
     SAMPLERS[sampling.sampler](
-        guide(predict, paths.cond, session.uncond, sampling.guidance),
+        lambda x, t: to_eps(guided(x, t), x, t, session.schedule),
         initial_noise(paths.seeds, session.latent_shape),
         session.schedule,
         steps=sampling.steps,

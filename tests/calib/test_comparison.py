@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quaver.calib import comparison, evidence
 from quaver.calib.closed_loop import close
-from quaver.calib.comparison import Pair, look, open_pair
+from quaver.calib.comparison import Pair, branches, look, open_pair
 from quaver.calib.error_stats import OPEN, StatsSettings, collect_error_stats
 from quaver.calib.evidence import from_tensors, gather, merge_shards
 from quaver.calib.fanout import Fanout, Work
@@ -23,6 +24,7 @@ from quaver.calib.trajectories import Shard, split_prompts
 from quaver.runtime.artifact import Stamp, load_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.config import to_config
+from quaver.runtime.denoise import denoiser
 from quaver.runtime.engine import open_engine
 from quaver.runtime.error_law import ErrorStats, load_stats
 from quaver.runtime.errors import EngineError, RecipeError
@@ -30,7 +32,7 @@ from quaver.runtime.generate import generate
 from quaver.runtime.progress import quiet
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import open_bundle
-from tests.calib.conftest import C, D, F, T, model
+from tests.calib.conftest import SCHEDULER, C, D, F, T, model
 
 SAMPLING = SamplingSettings(steps=4, guidance=2.0)
 SETTINGS = StatsSettings(trajectories=6, batch=3)
@@ -71,6 +73,20 @@ def test_trimming_lowers_c11_and_both_it_and_rho_are_reported(bundle: Bundle) ->
     moved = np.subtract(meta["explained"], before["explained"])
     np.testing.assert_allclose(meta["trimmed"]["rho^2"], moved, atol=1e-9)
     assert not any(before["trimmed"]["share"]) and np.allclose(before["trimmed"]["C11"], 1)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_statistics_are_of_what_a_deployed_sampler_computes_to_the_bit(bundle: Bundle, prediction: str) -> None:
+    bundle.scheduler.write_text(json.dumps({**SCHEDULER, "prediction_type": prediction}))
+    x = np.random.default_rng(0).standard_normal((4, C, T, F)).astype(np.float32)
+    with open_bundle(bundle) as session:
+        cond = session.family.embed(session.parts, ["a", "b", "c", "d"])
+        deployed = denoiser(session.engine, session.family, cond, session.uncond, session.schedule, 2.5)
+        said = branches(session, session.engine, cond, 2.5)(x, 301)
+        uncond = {name: np.repeat(row, 4, axis=0) for name, row in session.uncond.items()}
+        alone = [branches(session, session.engine, rows, 1.0)(x, 301)[0] for rows in (uncond, cond)]
+        np.testing.assert_array_equal(said[0], deployed(x, 301))
+    np.testing.assert_allclose(said[1:], alone, rtol=1e-5, atol=1e-6)
 
 
 def coded() -> onnx.ModelProto:
