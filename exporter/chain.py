@@ -65,6 +65,7 @@ def run_all(run: Run, *, until: str | None = None, force: str | None = None) -> 
     names = [stage.name for stage in run.chain]
     last = names.index(find(run.chain, until).name) if until else len(names) - 1
     forced = find(run.chain, force).name if force else None
+    keep_recipe(run)
     for stage in run.chain[: last + 1]:
         reason = "asked for" if stage.name == forced else stale(stage, run)
         if reason is None:
@@ -85,6 +86,7 @@ def run_one(run: Run, name: str) -> list[Path]:
         if not earlier.optional and (reason := stale(earlier, run)):
             advice = f"quaver run {run.path} --until {earlier.name}"
             raise ArtifactError(f"{name} needs {earlier.name}, which is out of date ({reason}): {advice}")
+    keep_recipe(run)
     run_stage(stage, run, "asked for")
     return files(stage, run)
 
@@ -99,17 +101,21 @@ def open_run(
     progress: Progress,
     fanout: Fanout = HERE,
 ) -> Iterator[Run]:
-    """Hold the bundle of the recipe read from `path`, cleared of what killed writers left, the resolved recipe in it.
+    """Hold the bundle of the recipe read from `path`, cleared of what killed writers left.
 
     Raises: ArtifactError when another process holds the bundle or it cannot be written.
     """
     with locked(bundle.lock):
         sweep(bundle.root)
-        text = to_toml(to_table(recipe))
-        if not bundle.recipe.exists() or bundle.recipe.read_text(encoding="utf-8") != text:
-            with atomic(bundle.recipe) as temporary:
-                temporary.write_text(text, encoding="utf-8")
         yield Run(Path(path), bundle, recipe, digests(), progress, chain, fanout)
+
+
+def keep_recipe(run: Run) -> None:
+    """Write the resolved recipe into the bundle: what generates from it samples with those settings."""
+    text, path = to_toml(to_table(run.recipe)), run.bundle.recipe
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def run_stage(stage: Stage, run: Run, reason: str) -> None:

@@ -160,6 +160,17 @@ def test_one_stage_alone_refuses_what_is_out_of_date_with_the_command_to_type(op
         run_one(run, "page")
 
 
+def test_a_stage_that_was_refused_leaves_the_bundles_settings_alone(opened, tmp_path):
+    calls(opened)
+    before = (tmp_path / "bundle" / "recipe.toml").read_text()
+    with opened(Fake(two=Two(3))) as run, pytest.raises(ArtifactError):
+        run_one(run, "page")
+    assert (tmp_path / "bundle" / "recipe.toml").read_text() == before
+    with opened(Fake(two=Two(3))) as run:
+        run_one(run, "length")
+    assert "factor = 3" in (tmp_path / "bundle" / "recipe.toml").read_text()
+
+
 def test_one_stage_alone_runs_although_it_is_current(opened):
     calls(opened)
     with opened() as run:
