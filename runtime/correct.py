@@ -28,7 +28,7 @@ from typing import Any, Literal
 import array_api_compat
 import numpy as np
 
-from quaver.runtime.error_law import ErrorLaw, ErrorStats, Local, error_law, row_of
+from quaver.runtime.error_law import ErrorLaw, ErrorStats, Local, error_law, refit, row_of
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.plug import plug
 
@@ -151,9 +151,11 @@ def auto(stats: ErrorStats, noise: Noise | None = None) -> Correct:
 def _take_off(stats: ErrorStats, part: str) -> Correct:
     law: Local | None = getattr(stats, part)
     if law is None:
+        bound = stats.binding
+        wanted = {"steps": bound.steps, "guidance": bound.guidance} if bound else {}
         raise ArtifactError(
             f"these error statistics have no law {part!r}, which takes two trajectories or more, and serves only "
-            "the guidance and the timesteps of its fit: fit them with 'quaver stats RECIPE'"
+            f"the guidance and the timesteps of its fit: use --correct mean or ptqd, or fit it with {refit(wanted)}"
         )
 
     def correct(q: Array, t: float, x: Array) -> Corrected:

@@ -28,6 +28,7 @@ Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
 
 KIND = "error_stats"
 DEAD = 1e-12  # variance of q at or below which a channel says nothing about its error
+SAMPLING = ("sampler", "steps", "eta", "guidance")  # what a binding has of a recipe's table of that name
 RHO_MAX = 0.9999  # keeps r^2 positive when rounding makes C01^2 exceed C00 C11
 
 
@@ -138,7 +139,7 @@ def row_of(stats: ErrorStats, q: Array, t: float) -> int:
     if len(found) == 0:
         raise ArtifactError(
             f"no error statistics for timestep {t:g}, they were fitted at {_listed(stats.timesteps)}: sample with "
-            f"steps = {len(stats.timesteps)}, or refit with 'quaver stats RECIPE --set sampling.steps=N'"
+            f"steps = {len(stats.timesteps)}, or refit with {refit({'steps': 'N'})}"
         )
     if (C := stats.mean.shape[1]) not in (1, q.shape[1]):
         raise ArtifactError(
@@ -195,10 +196,19 @@ def check_binding(stats: ErrorStats, wanted: Binding) -> None:
         f"{name} {_short(had)}, now {_short(now)}" for name, had, now in pairs if name != "reference" and had != now
     ]
     if wrong:
+        others = {name: now for name, had, now in pairs if name in SAMPLING and had != now}
         raise ArtifactError(
             f"error statistics belong to another run (fitted on {'; '.join(wrong)}): sample as they were fitted, or "
-            "refit with 'quaver stats RECIPE', or use --correct none"
+            f"refit with {refit(others)}, or use --correct none"
         )
+
+
+def refit(others: Mapping[str, Any]) -> str:
+    """The command that fits statistics, with `others` of the settings of sampling: calibration samples by them too, so
+    that one stage alone would refuse to.
+    """
+    given = "".join(f" --set sampling.{name}={value}" for name, value in others.items())
+    return f"'quaver run RECIPE --until stats{given}'" if given else "'quaver stats RECIPE'"
 
 
 def _part(name: str, kind: type, tensors: Mapping[str, np.ndarray]) -> Any:

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from quaver.runtime.error_law import Binding, ErrorStats, check_binding
+from quaver.runtime.error_law import Binding, ErrorStats, check_binding, refit
 from quaver.runtime.errors import ArtifactError
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,7 @@ def rescale(stats: ErrorStats, w: float) -> ErrorStats:
     """
     if stats.branches is None:
         raise ArtifactError(
-            f"error statistics without branches serve no guidance but their own: refit with 'quaver stats RECIPE --set"
-            f" sampling.guidance={w:g}'"
+            f"error statistics without branches serve no guidance but their own: refit with {refit({'guidance': w})}"
         )
     A = np.array([[1 - w, w, 0, 0], [0, 0, 1 - w, w]])
     mean, cov = stats.branches.mean @ A.T, A @ stats.branches.cov @ A.T

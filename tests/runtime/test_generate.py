@@ -128,7 +128,7 @@ def test_fitted_corrections_run_by_name_and_change_the_sample(tiny_bundle, eta):
 def test_statistics_of_other_settings_are_refused(tiny_bundle, other, says):
     settings = SamplingSettings(steps=5, guidance=2.0)
     save_stats(tiny_bundle.error_stats("ort-cpu"), fit(tiny_bundle, settings), Stamp("stats"))
-    with pytest.raises(ArtifactError, match=rf"{says}.*quaver stats RECIPE"):
+    with pytest.raises(ArtifactError, match=rf"{says}.*quaver run RECIPE --until stats --set sampling"):
         run(tiny_bundle, correct="d2-deterministic", **other)
 
 

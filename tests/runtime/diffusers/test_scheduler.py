@@ -244,7 +244,9 @@ def test_timesteps_of_the_callers_own_are_refused():
 
 def test_other_steps_are_refused_before_the_engine_runs(unet):
     scheduler = fixed(of_bundle("ddim", used := unet()), used)
-    with pytest.raises(ArtifactError, match=r"steps 20, now 10.*quaver stats RECIPE"):
+    with pytest.raises(
+        ArtifactError, match=r"steps 20, now 10.*quaver run RECIPE --until stats --set sampling\.steps=10"
+    ):
         scheduler.set_timesteps(10)
 
 
