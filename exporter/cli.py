@@ -178,10 +178,12 @@ def add_parity(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParse
 
 def add_generate(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
     """`quaver generate BUNDLE --prompt TEXT`."""
-    verb = verbs.add_parser("generate", parents=[shared], help="turn prompts into WAV files; needs the base install")
+    verb = verbs.add_parser("generate", parents=[shared], help="turn prompts into WAV or PNG; needs the base install")
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="a folder that 'quaver run' wrote")
-    given = verb.add_mutually_exclusive_group(required=True)
-    given.add_argument("--prompt", metavar="TEXT", action="append", help="what to hear; may be given again")
+    given = verb.add_mutually_exclusive_group()
+    given.add_argument(
+        "--prompt", metavar="TEXT", action="append", help="what to hear, or the class to see; may be given again"
+    )
     given.add_argument("--prompts", metavar="FILE", type=Path, help="a text file, one prompt a line")
     given.add_argument(
         "--row", metavar="N", type=int, action="append", help="row of the samples that condition a model without text"
@@ -336,15 +338,10 @@ def do_parity(arguments: argparse.Namespace) -> str:
 
 
 def do_generate(arguments: argparse.Namespace) -> list[Path]:
-    """Write a clip, or latents, of every prompt with every seed; each path is printed when its file is there."""
-    from quaver.runtime.clips import generate_to_files, slug
-    from quaver.runtime.rows import row_name
-    from quaver.runtime.text import read_prompts
+    """Write a clip, picture or latents of every prompt with every seed; each path is printed when its file is there."""
+    from quaver.runtime.clips import generate_to_files
 
-    named = read_prompts(arguments.prompts) if arguments.prompts else arguments.prompt
-    texts = named if arguments.row is None else [row_name(row) for row in arguments.row]
-    pairs = [(text, seed) for text in texts for seed in arguments.seed or [0]]
-    one = f"{slug(pairs[0][0])}-{pairs[0][1]}.{'wav' if arguments.row is None else 'npy'}"
+    pairs = [(text, seed) for text in asked(arguments) for seed in arguments.seed or [0]]
     progress = shown(arguments)
 
     def tell(path: Path) -> None:
@@ -355,7 +352,7 @@ def do_generate(arguments: argparse.Namespace) -> list[Path]:
         arguments.bundle,
         [text for text, _ in pairs],
         [seed for _, seed in pairs],
-        arguments.out or Path("clips" if len(pairs) > 1 else one),
+        arguments.out,
         engine_file=arguments.engine,
         sampler=arguments.sampler,
         steps=arguments.steps,
@@ -372,6 +369,28 @@ def do_generate(arguments: argparse.Namespace) -> list[Path]:
         on_file=tell,
     )
     return []
+
+
+def asked(arguments: argparse.Namespace) -> Sequence[str]:
+    """The prompts of a command line; a model that draws from noise alone needs none.
+
+    Raises: QuaverError where another model is given none.
+    """
+    from quaver.runtime.bundle import Bundle
+    from quaver.runtime.families.ldm import NO_CLASS
+    from quaver.runtime.family import read_card
+    from quaver.runtime.rows import row_name
+    from quaver.runtime.text import read_prompts
+
+    if arguments.row is not None:
+        return [row_name(row) for row in arguments.row]
+    if given := read_prompts(arguments.prompts) if arguments.prompts else arguments.prompt:
+        return given
+    if arguments.bundle.is_dir() and read_card(Bundle(arguments.bundle)).get("classes") == 0:
+        return [NO_CLASS]
+    raise QuaverError(
+        f"say what to draw of {arguments.bundle}: one of the arguments --prompt --prompts --row is required"
+    )
 
 
 def do_lint(arguments: argparse.Namespace) -> str:

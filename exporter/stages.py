@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from quaver.calib.amax import amax_file
 from quaver.calib.capture import HEAT_MAP
 from quaver.calib.fanout import HERE, Fanout
+from quaver.calib.prompts import CLASSES
 from quaver.exporter.chain import Run, Stage, open_run, run_all, run_one
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
@@ -125,7 +126,8 @@ def traced(bundle: Bundle) -> list[Path]:
 
 def conditioning(bundle: Bundle) -> list[Path]:
     """What turns prompts into conditioning and timesteps into noise levels, where the model has it."""
-    parts = (bundle.tokenizer, bundle.component("text_encoder"), bundle.rows, bundle.given)
+    encoders = (bundle.component("text_encoder"), bundle.component("class_encoder"))
+    parts = (bundle.tokenizer, *encoders, bundle.rows, bundle.given)
     files = [bundle.card, bundle.scheduler, *parts]
     return [path for path in files if path.exists() or path == bundle.card]
 
@@ -170,7 +172,9 @@ STAGES = (
         reads=prompt_files,
         writes=lambda b, r: [] if by_rows(r) else [b.prompts],
         beside=lambda b, r: (
-            [] if by_rows(r) else [b.prompts_picture, *([b.transcript] if r.prompts.generator == "llm" else [])]
+            []
+            if by_rows(r) or r.prompts.source == CLASSES
+            else [b.prompts_picture, *([b.transcript] if r.prompts.generator == "llm" else [])]
         ),
     ),
     Stage(

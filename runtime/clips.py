@@ -1,4 +1,4 @@
-"""Samples as files: WAV, or latents where a model ends at them; one file a sample, whole or not there at all.
+"""Samples as files: WAV, PNG, or latents where a model ends at them; one file a sample, whole or not there at all.
 
     1 sample     the file that was asked for
     several      <number>-<first words of the prompt>-seed<seed>.wav in a folder; none of it can lead out of there
@@ -24,12 +24,17 @@ from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from quaver.runtime.generate import check_pairs, generate_from, preview
 from quaver.runtime.latents import write_latents
+from quaver.runtime.measure.media import write_picture
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import Step
 from quaver.runtime.session import Session, open_bundle, sampling_of
 
 OnFile = Callable[[Path], None]
-SUFFIXES = {"latents": (".npy", ".safetensors")}  # of the files of a family's media, the usual one first; else .wav
+SUFFIXES = {  # of the files of a family's media, the usual one first
+    "sound": (".wav",),
+    "pictures": (".png",),
+    "latents": (".npy", ".safetensors"),
+}
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +43,7 @@ def generate_to_files(
     bundle: Bundle | Path | str,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    out: Path | str,
+    out: Path | str | None = None,
     *,
     engine_file: str | Path | None = None,
     sampler: str | None = None,
@@ -57,8 +62,9 @@ def generate_to_files(
 ) -> list[Path]:
     """Generate one file per pair of `prompts` [N] and `seeds` [N] and return the paths of those written.
 
-    `out` is the file of one pair, else a folder. With `missing`, files that are there already are left alone.
-    `preview_every` n steps what the samples are by then is written too. `on_file` is called after each file.
+    `out` is the file of one pair, else a folder; None: a file named after the prompt, or clips/. With `missing`, files
+    that are there already are left alone. `preview_every` n steps what the samples are by then is written too, and
+    `on_file` is called after each file.
     Raises: as `generate`; ArtifactError when the place cannot be written, before anything is computed.
     KeyboardInterrupt and EngineError say how many files were finished.
     """
@@ -68,7 +74,8 @@ def generate_to_files(
     written: list[Path] = []
     with open_bundle(bundle, engine_file=engine_file, threads=threads, provider=provider) as session:
         settings = sampling_of(session, sampler=sampler, steps=steps, guidance=guidance, eta=eta)
-        places = plan_files(Path(out), prompts, seeds, SUFFIXES.get(session.family.media, (".wav",)))
+        suffixes = SUFFIXES[session.family.media]
+        places = plan_files(Path(out or usual_place(prompts, seeds, suffixes[0])), prompts, seeds, suffixes)
         todo = [job for job in zip(places, prompts, seeds, strict=True) if not (missing and job[0].exists())]
         if not todo:
             return written
@@ -141,6 +148,11 @@ def plan_files(
     return [out] if file else [folder / f"{i:03d}-{slug(text)}-seed{seed}{suffixes[0]}" for i, (text, seed) in pairs]
 
 
+def usual_place(prompts: Sequence[str], seeds: Sequence[int], suffix: str) -> str:
+    """A file named after the prompt and seed of one sample, a folder of several."""
+    return "clips" if len(seeds) > 1 else f"{slug(prompts[0])}-{seeds[0]}{suffix}"
+
+
 def slug(text: str) -> str:
     """The first words of a prompt as a part of a file's name: letters, digits and hyphens alone."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-") or "sound"
@@ -154,13 +166,16 @@ def step_path(path: Path, done: int, steps: int) -> Path:
 def write(
     session: Session, paths: Sequence[Path], latents: np.ndarray, decoded: Mapping[str, np.ndarray]
 ) -> Iterator[Path]:
-    """Write samples to the first of `paths`: their waveforms [B, N], or latents [B, C, T, F]; each as it is finished.
+    """Write samples to the first of `paths`: waveforms [B, N], images [B, 3, H, W], or latents; each as it is finished.
 
     Raises: EngineError when one is not finite; ArtifactError when the place cannot be written.
     """
-    for path, values in zip(paths, decoded.get("waveform", latents), strict=False):
-        if "waveform" not in decoded:
+    kind = next((name for name in ("waveform", "image") if name in decoded), "latents")
+    for path, values in zip(paths, decoded.get(kind, latents), strict=False):
+        if kind == "latents":
             write_latents(path, values)
+        elif kind == "image":
+            write_picture(path, values)
         elif clipped := write_wav(path, values, session.sample_rate):
             log.warning("%s: %d of %d samples were louder than full scale and clipped", path, clipped, len(values))
         yield path

@@ -11,6 +11,7 @@ tensors. The functions read a bundle through `Parts`. A bundle says what it is i
     inputs         what a network calls its inputs, where its family does not say (`families/onnx`)
     sample_rate    Hz of the waveform
     embedding      size of a conditioning row
+    classes        how many classes stand in for prompts, 0 of a model that draws from noise alone; else absent
     sampler        defaults: sampler, steps, eta, guidance
     components     digests of the graphs beside the U-Net, by name (to notice edits)
     words          phrases that name the classes its probe hears, by attribute (`measure.agreement`); {} without a probe

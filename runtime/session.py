@@ -82,7 +82,7 @@ def open_bundle(
             rows, uncond = load_rows(bundle)
             parts = Parts(card, engines, rows=rows, uncond=uncond)
         else:
-            parts = Parts(card, engines, load_tokenizer(bundle.tokenizer))
+            parts = Parts(card, engines, load_tokenizer(bundle.tokenizer) if reads(family) else None)
         engine = stack.enter_context(open_engine(path, threads=threads, provider=provider))
         check_engine(bundle, card, path, engine.digest)
         nothing = family.embed(parts, [""])
@@ -142,6 +142,11 @@ def find_engine(bundle: Bundle, engine_file: str | Path | None) -> tuple[Path, s
     return path, target
 
 
+def reads(family: Family) -> bool:
+    """Whether a family is told in words, which a tokenizer cuts up."""
+    return "text_encoder" in family.components
+
+
 def check_complete(bundle: Bundle, card: Card, family: Family) -> None:
     """Raise ArtifactError unless all that generating reads is there, and as it was when the card was written."""
     written = card["components"]
@@ -151,7 +156,8 @@ def check_complete(bundle: Bundle, card: Card, family: Family) -> None:
             "trace a model.source that has them, or feed it rows with model.samples"
         )
     graphs = {name: bundle.component(name) for name in family.components}
-    needed = [*graphs.values(), bundle.rows if "rows" in card else bundle.tokenizer, bundle.scheduler]
+    fed = [bundle.rows] if "rows" in card else [bundle.tokenizer] if reads(family) else []
+    needed = [*graphs.values(), *fed, bundle.scheduler]
     if missing := [path.relative_to(bundle.root).as_posix() for path in needed if not path.exists()]:
         raise ArtifactError(
             f"{bundle.root} is not complete, it lacks {', '.join(missing)}: {rerun(bundle)} writes them"

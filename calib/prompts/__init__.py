@@ -1,7 +1,8 @@
 """Calibration prompts: aspects, coverage, and the grammar and models that write captions.
 
 The stage `prompts`: base captions from a file or from the offline grammar, augmented until they cover the taxonomy and
-the budget is used up (`augment`), and some held back that calibration never sees, for validation.
+the budget is used up (`augment`), and some held back that calibration never sees, for validation. A model that draws
+classes has those in their place (`classes`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from quaver.calib.prompts.aspects import Aspect, load_aspects
 from quaver.calib.prompts.augment import Augmented, Caption, Goal, augment, vectors_of
 from quaver.calib.prompts.chart import picture, table
+from quaver.calib.prompts.classes import class_rows
 from quaver.calib.prompts.endpoint import LLMSettings
 from quaver.calib.prompts.grammar import Generate, grammar_captions
 from quaver.calib.prompts.llm import estimate, open_llm
@@ -29,6 +31,7 @@ from quaver.runtime.plug import plug
 from quaver.runtime.progress import Progress
 
 KIND = "prompts"
+CLASSES = "classes"  # the source that is no captions
 GENERATORS = {"grammar": "quaver.calib.prompts.grammar:grammar"}  # each: aspects -> Generate
 
 
@@ -36,7 +39,8 @@ GENERATORS = {"grammar": "quaver.calib.prompts.grammar:grammar"}  # each: aspect
 class PromptSettings:
     """The table [prompts] of a recipe. The paper samples 100 captions and adds 700: count = 100, budget = 700."""
 
-    source: str = "grammar"  # "grammar", "demo" (the captions of the embedded model), or a .txt or .jsonl file
+    source: str = "grammar"  # "grammar", "demo" (captions of the embedded model), "classes", or a .txt or .jsonl file
+    classes: int = 0  # how many the model draws, with source = "classes"; 0: it draws from noise alone
     aspects: str = ""  # a TOML file of aspects; empty: the paper's 7 modalities and 9 aspects
     embedding: str = ""  # a sentence-transformers model, hub id or folder, as topic model; empty: the offline lexicon
     generator: str = "grammar"  # what writes captions: "grammar", "llm", or your own as "package.module:function"
@@ -56,7 +60,12 @@ def make_prompts(bundle: Bundle, settings: PromptSettings, *, stamp: Stamp, prog
 
     Raises: RecipeError for settings or files that cannot be meant; QuaverError and ArtifactError as `open_llm`.
     """
-    aspects, rng = load_aspects(settings.aspects), np.random.default_rng(settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    if settings.source == CLASSES:
+        check_counts(settings)
+        rows = class_rows(settings.classes, settings.count, settings.held_out, rng)
+        return save_lines(bundle.prompts, rows, stamp)
+    aspects = load_aspects(settings.aspects)
     base, held = _source_captions(settings, aspects, rng)
     cover = topics(aspects, settings.embedding)
     goal = Goal(settings.budget, settings.tau, settings.i_max, settings.target, settings.redundancy)
@@ -110,12 +119,20 @@ def load_prompts(bundle: Bundle, split: str) -> list[dict[str, Any]]:
     return rows
 
 
+def check_counts(settings: PromptSettings) -> None:
+    """Raises: RecipeError for counts that cannot be meant."""
+    least = min(settings.held_out, settings.budget, settings.i_max, settings.classes)
+    if settings.count < 1 or least < 0 or not settings.tau >= 0:
+        raise RecipeError(
+            "prompts.count must be at least 1; held_out, budget, i_max, classes and tau of prompts at least 0"
+        )
+
+
 def _source_captions(
     settings: PromptSettings, aspects: tuple[Aspect, ...], rng: np.random.Generator
 ) -> tuple[list[str], list[str]]:
     """Base captions and held-back ones; rows marked "validate" are held back first."""
-    if settings.count < 1 or min(settings.held_out, settings.budget, settings.i_max) < 0 or not settings.tau >= 0:
-        raise RecipeError("prompts.count must be at least 1; held_out, budget, i_max and tau of prompts at least 0")
+    check_counts(settings)
     wanted = settings.count + settings.held_out
     path = prompts_file(settings.source)
     found = read_captions(path) if path else [(text, "") for text in grammar_captions(aspects, wanted, rng)]

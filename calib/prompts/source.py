@@ -18,8 +18,8 @@ SPLITS = ("calib", "validate")
 
 
 def prompts_file(source: str) -> Path | None:
-    """The file a source names; None for the grammar."""
-    if source == "grammar":
+    """The file a source names; None for the grammar and for classes."""
+    if source in ("grammar", "classes"):
         return None
     # Data of a package above this one, found by name and never imported.
     return Path(str(files("quaver.demo") / "model" / "prompts.txt")) if source == "demo" else Path(source)

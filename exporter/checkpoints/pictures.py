@@ -13,7 +13,6 @@ from quaver.exporter.checkpoints import first_stage, ldm
 from quaver.exporter.checkpoints.layout import Checkpoint, section
 from quaver.exporter.checkpoints.original import (
     example,
-    first_published,
     model_params,
     read_weights,
     schedule_of,
@@ -21,6 +20,7 @@ from quaver.exporter.checkpoints.original import (
 from quaver.exporter.checkpoints.signs import UNET
 from quaver.exporter.checkpoints.tensors import under
 from quaver.exporter.model.source import Model
+from quaver.runtime.family import Published, find_family
 from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:
@@ -44,16 +44,24 @@ def load(checkpoint: Checkpoint) -> Model:
         what=f"the first stage of {what}",
     )
     table = tensors.get(TABLE)
-    size = int(params.get("image_size", 0))
+    size, published = int(params.get("image_size", 0)), published_like(table, shape.in_channels)
     return Model(
         folder=checkpoint.weights.parent,
         unet=ldm.load_unet(shape, under(tensors, UNET), what=f"the U-Net of {what}"),
         parts={**({} if table is None else {"class_encoder": class_encoder(table)}), "image_decoder": decoder},
         latent=(shape.in_channels, size, size),
-        scheduler=schedule_of(params, first_published("ldm")),
+        scheduler=schedule_of(params, published),
         rows={} if table is None else {"encoder_hidden_states": example(1, table.shape[1])},
-        card={"classes": 0 if table is None else len(table) - 1},
+        card={"sample_rate": 0, "sampler": published.sampling, "classes": 0 if table is None else len(table) - 1},
     )
+
+
+def published_like(table: torch.Tensor | None, channels: int) -> Published:
+    """The published model that draws classes where there is a table of them, else by how many latent channels."""
+    models = find_family("ldm").models
+    if table is not None:
+        return models["ldm4-imagenet"]
+    return models["ldm4-bedrooms" if channels == models["ldm4-bedrooms"].latent[0] else "ldm8-churches"]
 
 
 def class_encoder(table: torch.Tensor) -> torch.nn.Module:

@@ -17,6 +17,7 @@ import numpy as np
 
 from quaver.runtime.denoise import initial_noise
 from quaver.runtime.errors import QuaverError
+from quaver.runtime.families.ldm import NO_CLASS
 from quaver.runtime.measure.compare import call_feeds, load_seconds
 from quaver.runtime.measure.cost import environment, file_bytes
 from quaver.runtime.measure.generation import generation_cost
@@ -102,7 +103,9 @@ def _pair(reference: Session, judged: Session, target: str, batch: int, runs: in
 
 
 def _prompts(session: Session, count: int) -> tuple[str, ...]:
-    return (row_name(0) if "rows" in session.card else PROMPT,) * count
+    if "rows" in session.card:
+        return (row_name(0),) * count
+    return (NO_CLASS if "classes" in session.card else PROMPT,) * count
 
 
 def bench_rows(report: Report) -> list[Row]:

@@ -13,7 +13,7 @@ import pytest
 from quaver.exporter import cli
 from quaver.runtime.artifact import digest_folder
 from quaver.runtime.audio import read_wav
-from quaver.runtime.clips import generate_to_files, plan_files, slug, step_path
+from quaver.runtime.clips import generate_to_files, plan_files, slug, step_path, usual_place
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from quaver.runtime.generate import generate
 from quaver.runtime.progress import quiet
@@ -27,6 +27,12 @@ NAMES = [
     "004-cello-seed1.wav",
     "005-drum-seed5.wav",
 ]
+
+
+def test_a_sample_is_named_after_prompt_and_seed_and_several_are_a_folder():
+    assert usual_place(["A soft, low cello note!"], [3], ".wav") == "a-soft-low-cello-note-3.wav"
+    assert usual_place(["class 7"], [0], ".png") == "class-7-0.png"
+    assert usual_place(["a", "a"], [0, 1], ".wav") == "clips"
 
 
 def written(bundle, out, prompts=PROMPTS, seeds=SEEDS, **options):

@@ -1,11 +1,16 @@
 """Checkpoints with known outputs, and checkpoints written here in the layouts of the published ones."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
+from safetensors.torch import load_file
 
-from quaver.exporter.checkpoints import ldm
+from quaver.exporter.checkpoints import first_stage, ldm, tango
 from quaver.exporter.checkpoints.places import place_of
+from quaver.exporter.checkpoints.signs import UNET
 
 torch = pytest.importorskip("torch")
 DATA = Path(__file__).parents[2] / "data" / "checkpoints"
@@ -36,6 +41,18 @@ FILM = {
     "extra_film_condition_dim": 6,
     "extra_film_use_concat": True,
 }
+TINY = {
+    "in_channels": 8,
+    "out_channels": 8,
+    "block_out_channels": [32, 32],
+    "layers_per_block": 1,
+    "attention_head_dim": [2, 4],
+    "cross_attention_dim": 48,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
 
 
 def relative(found, expected):
@@ -64,3 +81,43 @@ def unet_weights(params):
 
 def prefixed(prefix, tensors):
     return {prefix + key: value for key, value in tensors.items()}
+
+
+def write(folder, tensors, unet, stage, **params):
+    """A checkpoint of latent diffusion with its configuration beside it."""
+    folder.mkdir(exist_ok=True)
+    torch.save({"state_dict": tensors}, folder / "model.ckpt")
+    said = {"unet_config": {"params": unet}, "first_stage_config": {"params": stage}, **params}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"params": said}}))
+    return folder
+
+
+def stage_weights(params):
+    shape = first_stage.read_shape(params)
+    stage = torch.nn.Module()
+    stage.post_quant_conv = torch.nn.Conv2d(shape.embed_dim, shape.z_channels, 1, device="meta")
+    stage.decoder = first_stage.make_decoder(shape)
+    return random_like(stage, dict(first_stage.places(shape)))
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    table, codebook = torch.randn(5, 12), torch.randn(7, 2)
+    stage = stage_weights(STAGE) | {"quantize.embedding.weight": codebook, "encoder.conv_in.weight": torch.ones(1)}
+    weights = prefixed(UNET, unet_weights(CLASSES)) | prefixed("first_stage_model.", stage)
+    weights["cond_stage_model.embedding.weight"] = table
+    folder = tmp_path_factory.mktemp("imagenet")
+    write(folder, weights, CLASSES, STAGE, image_size=8, linear_start=0.0015, linear_end=0.0195, timesteps=1000)
+    return folder, table
+
+
+@pytest.fixture(scope="module")
+def tango_folder(tmp_path_factory):
+    """The folder of the known outputs, with a U-Net of random weights in its main file."""
+    folder = tmp_path_factory.mktemp("tango") / "tango"
+    shutil.copytree(DATA / "tango", folder)
+    text = load_file(folder / "text_encoder.safetensors")
+    unet = random_like(tango.make_unet(TINY))
+    torch.save(prefixed("unet.", unet) | prefixed("text_encoder.", text), folder / "pytorch_model_main.bin")
+    (folder / "configs" / "diffusion_model_config.json").write_text(json.dumps(TINY))
+    return folder

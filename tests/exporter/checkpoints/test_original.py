@@ -1,14 +1,12 @@
 """Every family from files on the disk, as a user names them; and through tracing, as ONNX (slow)."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.torch import load_file
 
-from quaver.exporter.checkpoints import first_stage, tango
+from quaver.exporter.checkpoints import first_stage
 from quaver.exporter.checkpoints.layout import find_checkpoint, read_settings
 from quaver.exporter.checkpoints.original import load_original, schedule_of
 from quaver.exporter.checkpoints.signs import UNET
@@ -22,69 +20,16 @@ from quaver.runtime.family import find_family, read_card
 from quaver.runtime.progress import quiet
 from quaver.runtime.schedule import load_schedule
 from tests.exporter.checkpoints.conftest import (
-    CLASSES,
     DATA,
     FILM,
-    STAGE,
+    TINY,
     prefixed,
-    random_like,
     relative,
     unet_weights,
+    write,
 )
 
 torch = pytest.importorskip("torch")
-TINY = {
-    "in_channels": 8,
-    "out_channels": 8,
-    "block_out_channels": [32, 32],
-    "layers_per_block": 1,
-    "attention_head_dim": [2, 4],
-    "cross_attention_dim": 48,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "use_linear_projection": True,
-    "upcast_attention": True,
-}
-
-
-def write(folder, tensors, unet, stage, **params):
-    """A checkpoint of latent diffusion with its configuration beside it."""
-    folder.mkdir(exist_ok=True)
-    torch.save({"state_dict": tensors}, folder / "model.ckpt")
-    said = {"unet_config": {"params": unet}, "first_stage_config": {"params": stage}, **params}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"params": said}}))
-    return folder
-
-
-def stage_weights(params):
-    shape = first_stage.read_shape(params)
-    stage = torch.nn.Module()
-    stage.post_quant_conv = torch.nn.Conv2d(shape.embed_dim, shape.z_channels, 1, device="meta")
-    stage.decoder = first_stage.make_decoder(shape)
-    return random_like(stage, dict(first_stage.places(shape)))
-
-
-@pytest.fixture(scope="module")
-def imagenet(tmp_path_factory):
-    table, codebook = torch.randn(5, 12), torch.randn(7, 2)
-    stage = stage_weights(STAGE) | {"quantize.embedding.weight": codebook, "encoder.conv_in.weight": torch.ones(1)}
-    weights = prefixed(UNET, unet_weights(CLASSES)) | prefixed("first_stage_model.", stage)
-    weights["cond_stage_model.embedding.weight"] = table
-    folder = tmp_path_factory.mktemp("imagenet")
-    write(folder, weights, CLASSES, STAGE, image_size=8, linear_start=0.0015, linear_end=0.0195, timesteps=1000)
-    return folder, table
-
-
-@pytest.fixture(scope="module")
-def tango_folder(tmp_path_factory):
-    """The folder of the known outputs, with a U-Net of random weights in its main file."""
-    folder = tmp_path_factory.mktemp("tango") / "tango"
-    shutil.copytree(DATA / "tango", folder)
-    text = load_file(folder / "text_encoder.safetensors")
-    unet = random_like(tango.make_unet(TINY))
-    torch.save(prefixed("unet.", unet) | prefixed("text_encoder.", text), folder / "pytorch_model_main.bin")
-    (folder / "configs" / "diffusion_model_config.json").write_text(json.dumps(TINY))
-    return folder
 
 
 def test_a_class_conditional_checkpoint_has_its_table_and_its_codebook(imagenet):
@@ -93,7 +38,7 @@ def test_a_class_conditional_checkpoint_has_its_table_and_its_codebook(imagenet)
     assert list(model.parts) == ["class_encoder", "image_decoder"] and model.latent == (2, 8, 8)
     labels = torch.tensor([4, 0])
     assert torch.equal(model.parts["class_encoder"](labels), table[labels][:, None])
-    assert model.card == {"classes": 4} and model.rows["encoder_hidden_states"].shape == (2, 1, 12)
+    assert model.card["classes"] == 4 and model.card["sampler"]["steps"] == 250 and model.rows["encoder_hidden_states"].shape == (2, 1, 12)
     assert model.parts["image_decoder"](torch.randn(1, 2, 8, 8)).shape == (1, 3, 16, 16)
 
 

@@ -52,8 +52,8 @@ def test_every_token_conditions_and_the_unet_is_fed_all_rows(family):
 def test_a_class_is_looked_up_and_no_class_is_the_last_row():
     table = np.arange(12.0).reshape(6, 2)
     parts = Parts({"classes": 5}, {"class_encoder": Engine(lambda class_label: table[class_label][:, None])})
-    rows = ldm.embed(parts, ["3", "class 0", ""])
-    assert rows["encoder_hidden_states"].tolist() == [[[6, 7]], [[0, 1]], [[10, 11]]]
+    rows = ldm.embed(parts, ["3", "class 0", "row 1", "", "no class"])
+    assert rows["encoder_hidden_states"].tolist() == [[[6, 7]], [[0, 1]], [[2, 3]], [[10, 11]], [[10, 11]]]
 
 
 @pytest.mark.parametrize("prompt", ["5", "cat", "class -1", "2.5"])
@@ -63,7 +63,15 @@ def test_what_is_no_class_is_refused(prompt):
 
 
 def test_an_unconditional_model_has_no_rows():
-    assert ldm.embed(Parts({"classes": 0}, {}), ["", ""]) == {}
+    parts = Parts({"classes": 0}, {})
+    assert ldm.embed(parts, ["", "no class"]) == {}
+    with pytest.raises(QuaverError, match="from noise alone and cannot heed 'a bed': give no prompt"):
+        ldm.embed(parts, ["a bed"])
+
+
+def test_a_table_of_classes_belongs_to_a_model_that_draws_them():
+    assert ldm.fit({"classes": 10}, None).components == ("class_encoder", "image_decoder")
+    assert ldm.fit({"classes": 0}, None).components == ("image_decoder",)
 
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"onnx"}))
