@@ -38,7 +38,7 @@ class Engine(Protocol):
 
     @property
     def backend(self) -> str:
-        """What runs it, a name of `BACKENDS`."""
+        """What runs it, a name of `BACKENDS`; with onnxruntime's execution provider where that is not the CPU."""
 
     def __call__(self, feeds: Mapping[str, Array]) -> Array:
         """Run once on exactly the arrays that `inputs` names. Raises: EngineError when they do not fit."""

@@ -62,7 +62,7 @@ def open_engine(source: Path, *, threads: int | None = None, spin: bool = True, 
     path = Path(source)
     if not path.is_file():
         raise EngineError(f"{path} does not exist: 'quaver run RECIPE' writes it")
-    engine = OnnxEngine(path, _session(path, threads, spin, provider))
+    engine = OnnxEngine(path, _session(path, threads, spin, provider), provider=provider)
     if len(outputs := engine.session.get_outputs()) != 1:
         raise EngineError(
             f"{path} has {len(outputs)} outputs, expected 1: is this a denoiser or a component of a bundle?"
@@ -73,10 +73,9 @@ def open_engine(source: Path, *, threads: int | None = None, spin: bool = True, 
 class OnnxEngine:
     """A session of onnxruntime as an engine; arrays are numpy's (others are copied to the CPU)."""
 
-    backend = "onnxruntime"
-
-    def __init__(self, path: Path, session: Any) -> None:
+    def __init__(self, path: Path, session: Any, *, provider: str = "cpu") -> None:
         self.path, self.session = path, session
+        self.backend = "onnxruntime" if provider == "cpu" else f"onnxruntime on {provider}"  # whose kernels err alike
         self._inputs = {node.name: (node.type, tuple(node.shape)) for node in session.get_inputs()}
 
     @property

@@ -8,9 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from quaver.runtime.correct import Corrected
+from quaver.runtime.correct import Corrected, make_correct
+from quaver.runtime.error_law import ErrorStats
 from quaver.runtime.errors import QuaverError, RecipeError
-from quaver.runtime.sample import SAMPLERS, advance
+from quaver.runtime.sample import SAMPLERS, advance, sample
 from quaver.runtime.samplers import PLANS, plan
 from quaver.runtime.schedule import PREDICTIONS, read_schedule, to_eps
 
@@ -107,6 +108,24 @@ def test_a_unit_change_of_eps_moves_every_step_by_exactly_its_k(name):
         low, *_ = advance(move, x, Corrected(eps), z, before=before)
         high, *_ = advance(move, x, Corrected(eps + 1.0), z, before=before)
         np.testing.assert_allclose(high - low, move.k, atol=1e-11)
+
+
+@pytest.mark.parametrize("correct", ["mean", "ptqd", "d2-deterministic", "d2-consistent", "d2-stochastic"])
+@pytest.mark.parametrize("name", PLANS)
+def test_an_error_that_a_correction_knows_leaves_no_trace_in_any_sampler(name, correct):
+    """Also not in what a multistep sampler remembers: it is of the corrected eps."""
+    made = plan(name, read_schedule({**CONFIG, "clip_sample": False}), steps=8, eta=1.0 if name == "ddim" else 0.0)
+    rng = np.random.default_rng(2)
+    errors, x_T = 0.2 * rng.standard_normal((8, SHAPE[1])), rng.standard_normal(SHAPE)
+    mean = np.stack([np.zeros_like(errors), errors], axis=-1)
+    cov = np.broadcast_to(np.diag([1.0, 0.0]), (*errors.shape, 2, 2))
+    law = make_correct(correct, ErrorStats(made.timesteps, mean, cov, np.full(8, 9.0)), seeded)
+    wrong = dict(zip(made.timesteps.tolist(), errors[:, :, None, None], strict=True))
+    right = sample(bumpy, x_T, made, noise=seeded)
+    got = sample(lambda x, t: bumpy(x, t) + wrong[t], x_T, made, correct=law, noise=seeded)
+    np.testing.assert_allclose(got, right, atol=1e-11)
+    off = sample(lambda x, t: bumpy(x, t) + wrong[t], x_T, made, noise=seeded)
+    assert np.abs(off - right).max() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "euler-ancestral", "sde-dpmsolver++"])

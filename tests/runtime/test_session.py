@@ -8,7 +8,9 @@ import shutil
 import pytest
 
 from quaver.runtime.artifact import Stamp, digest_file, save_json
+from quaver.runtime.backends import onnxruntime
 from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
+from quaver.runtime.generate import binding
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import open_bundle, sampling_of
 
@@ -71,8 +73,12 @@ def test_a_target_of_tensorrt_is_its_plan_and_never_quietly_its_graph(tiny_bundl
     assert session.engine.backend == "onnxruntime" and session.target is None
 
 
-def test_an_execution_provider_is_the_engines_and_onnxruntimes_alone(tiny_bundle):
+def test_an_execution_provider_is_the_engines_and_onnxruntimes_alone(tiny_bundle, monkeypatch):
     assert opened(tiny_bundle, provider="cpu").engine.backend == "onnxruntime"
+    there = onnxruntime.find_provider
+    monkeypatch.setattr(onnxruntime, "find_provider", lambda name: there("cpu" if name == "cuda" else name))
+    elsewhere = opened(tiny_bundle, provider="cuda")
+    assert binding(elsewhere, SamplingSettings()).backend == "onnxruntime on cuda"  # other kernels, other errors
     with pytest.raises(EngineError, match=r"no execution provider 'quantum' \(it has: .*cpu"):
         opened(tiny_bundle, provider="quantum")
     tiny_bundle.plan("tensorrt-rtx").write_bytes(b"a plan")
