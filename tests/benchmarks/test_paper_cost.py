@@ -16,7 +16,7 @@ COUNTED = {
     "audioldm-s": (185_036_552, 284),
     "ldm4-imagenet-cin256-v2": (400_920_579, 283),
     "ldm4-lsun-bedrooms": (274_056_163, 155),
-    "ldm8-lsun-churches": (294_965_380, 210),
+    "ldm8-lsun-churches": (294_966_916, 210),
     "make-an-audio": (160_223_684, 181),
     "tango": (865_933_768, 282),
 }

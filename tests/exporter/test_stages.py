@@ -12,8 +12,10 @@ import pytest
 from quaver.exporter.chain import stale
 from quaver.exporter.stages import STAGES, opened, run_recipe, run_verb
 from quaver.runtime.artifact import digest_file
+from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.progress import quiet
+from quaver.runtime.session import open_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -116,19 +118,21 @@ def test_a_killed_build_loses_nothing_and_the_next_run_makes_the_plan(copied):
     assert not list(bundle.rglob(".tmp-*"))
 
 
-def test_sites_that_an_interrupted_export_left_are_not_those_of_the_graph_before_it(copied, monkeypatch):
+def test_a_graph_whose_export_was_interrupted_before_its_sites_is_neither_run_nor_current(copied, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    sites = copied.with_suffix("") / "unet.ort-cpu.sites.json"
-    before = digest_file(sites)
+    bundle = Bundle(copied.with_suffix(""))
+    before = digest_file(bundle.qdq("ort-cpu")), digest_file(bundle.sites("ort-cpu"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("quaver.exporter.modelfile.Weights.save", interrupted)
+        patch.setattr("quaver.exporter.export.save_json", interrupted)
         run_verb(copied, "export", overrides=["export.preset=float"], progress=quiet())
-    assert digest_file(sites) != before
-    assert reasons(copied) == {"export": "settings changed"}
+    assert digest_file(bundle.qdq("ort-cpu")) != before[0] and digest_file(bundle.sites("ort-cpu")) == before[1]
+    with pytest.raises(ArtifactError, match=r"unet\.ort-cpu\.onnx is not"), open_bundle(bundle):
+        pass
+    assert reasons(copied)["export"] == "settings changed"
     run_recipe(copied, until="export", progress=quiet())
-    assert digest_file(sites) == before
+    assert (digest_file(bundle.qdq("ort-cpu")), digest_file(bundle.sites("ort-cpu"))) == before
 
 
 def test_ctrl_c_is_one_line_and_the_next_run_goes_on(copied):
@@ -143,7 +147,7 @@ def test_ctrl_c_is_one_line_and_the_next_run_goes_on(copied):
             assert line
         child.send_signal(signal.SIGINT)
         last = child.stderr.read().splitlines()[-1]
-    assert child.returncode == 1
+    assert child.returncode == 130
     assert last == "quaver: interrupted: nothing is lost, and the same command goes on from here"
     run_recipe(copied, progress=quiet())
     assert reasons(copied) == {}

@@ -40,8 +40,8 @@ SHORT = ("sampling.steps=3", "capture.records=8", "stats.trajectories=4", "valid
 def test_the_examples_recipe_ends_in_a_report_and_in_latents(recipe, capsys):
     written = run_recipe(recipe, overrides=SHORT, progress=quiet())
     report = json.loads(written[0].read_text())
-    assert report["clips"] == [] and report["corrections"][0]["log_spectral_db"] is None
-    assert 0 < report["corrections"][0]["latent_error"]["value"] < 0.2
+    found = report["engines"][0]["corrections"][0]
+    assert report["clips"] == [] and found["log_spectral_db"] is None and 0 < found["latent_error"]["value"] < 0.2
     run_recipe(recipe, overrides=SHORT, progress=quiet())
     assert main(["generate", "tiny-onnx", "--row", "3", "--guidance", "2", "--quiet"]) == 0
     assert main(["generate", "tiny-onnx", "--row", "3", "--guidance", "2", "--quiet", "--out", "a.safetensors"]) == 0
