@@ -9,7 +9,6 @@ prompts.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from quaver.exporter.model.normal import note_macs
 from quaver.exporter.model.rowfiles import as_records, save_rows
 from quaver.exporter.model.samples import Samples, read_samples, sort_samples
 from quaver.exporter.model.source import Model, load_folder, model_folder
+from quaver.exporter.model.tokenizer import save_tokenizer
 from quaver.exporter.model.tracing import check, trace_parts, trace_unet
 from quaver.exporter.modelfile import save_model
 from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
@@ -87,6 +87,7 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
     checkpoint = checkpoint_of(settings.source)
     model = load_original(checkpoint, settings.family) if checkpoint else load_folder(settings.source)
     parts = {} if samples else model.parts
+    words = save_tokenizer(model, bundle.tokenizer) if "text_encoder" in parts else []
     shape = latent_shape(model.unet.config, settings, samples, own=model.latent)
     records = as_records(samples, TORCH_INPUTS, read_schedule(model.scheduler)) if samples else None
     fed = samples or (None if model.rows is None else Samples(model.rows, {}, 2))
@@ -100,7 +101,7 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
             save_model(check(part, name).model, bundle.component(name), stamp, memory=part.memory)
             bar.step()
     files = [bundle.float_unet, *map(bundle.component, parts), save_scheduler(model.scheduler, bundle)]
-    files += [] if samples else copy_tokenizer(model.folder, bundle)
+    files += words
     said = card(bundle, settings, model, shape, list(parts))
     if samples:
         files += save_rows(bundle, samples, records, stamp)
@@ -178,16 +179,6 @@ def save_scheduler(scheduler: Mapping[str, Any], bundle: Bundle) -> Path:
     with atomic(bundle.scheduler) as temporary:
         temporary.write_text(json.dumps(dict(scheduler), indent=2) + "\n", encoding="utf-8")
     return bundle.scheduler
-
-
-def copy_tokenizer(folder: Path, bundle: Bundle) -> list[Path]:
-    """Copy the tokenizer of a folder into the bundle, if there is one."""
-    words = folder / "tokenizer" / "tokenizer.json"
-    if not words.exists():
-        return []
-    with atomic(bundle.tokenizer) as temporary:
-        shutil.copyfile(words, temporary)
-    return [bundle.tokenizer]
 
 
 def card(

@@ -63,6 +63,7 @@ class Published:
     scheduler    keys of a diffusers scheduler_config.json
     sampling     keys of the table [sampling]: how its authors draw from it
     sample_rate  Hz; 0 for pictures
+    tokenizer    hub id of a folder with its tokenizer.json
     """
 
     hub: tuple[str, ...]
@@ -72,6 +73,7 @@ class Published:
     licence: str
     sample_rate: int = 0
     text_encoder: str = ""
+    tokenizer: str = ""
     vocoder: str = ""
 
 

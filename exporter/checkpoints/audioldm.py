@@ -30,6 +30,7 @@ from quaver.exporter.model.source import Model
 if TYPE_CHECKING:
     import torch
 
+TOKENS = 77
 FIRST_STAGE: dict[str, Any] = {
     "embed_dim": 8,
     "ddconfig": {
@@ -66,6 +67,8 @@ def load(checkpoint: Checkpoint) -> Model:
         scheduler=schedule_of(params, published),
         rows={"class_labels": example(shape.extra_film_condition_dim or 0)},
         card={"sample_rate": published.sample_rate, "sampler": published.sampling},
+        tokenizer=published.tokenizer,
+        tokens=TOKENS,
     )
 
 

@@ -63,6 +63,8 @@ def load(checkpoint: Checkpoint) -> Model:
         scheduler=schedule_of(params, published),
         rows={"encoder_hidden_states": example(TOKENS, shape.context_dim or 0)},
         card={"sample_rate": published.sample_rate, "sampler": published.sampling},
+        tokenizer=published.tokenizer,
+        tokens=TOKENS,
     )
 
 

@@ -30,7 +30,7 @@ from quaver.runtime.lazy import need
 if TYPE_CHECKING:
     import torch
 
-TOKENS = 64  # of the example that is traced
+TOKENS = 64  # that the U-Net is traced for; what is padded is masked, so that it changes nothing but the time
 SCALE = 0.9227914214134216  # scale_factor of the published first stage
 UNET: dict[str, Any] = {
     "in_channels": 8,
@@ -65,6 +65,8 @@ def load(checkpoint: Checkpoint) -> Model:
         scheduler=dict(published.scheduler),
         rows={"encoder_hidden_states": example(TOKENS, width), "encoder_attention_mask": example_mask(TOKENS)},
         card={"sample_rate": published.sample_rate, "sampler": published.sampling},
+        tokenizer=published.tokenizer,
+        tokens=TOKENS,
     )
 
 

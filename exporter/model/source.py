@@ -33,6 +33,8 @@ class Model:
     """A U-Net and the networks around it by name, ready to trace.
 
     folder     where it comes from; a tokenizer in it goes into the bundle
+    tokenizer  hub id of the published one, for checkpoints that come without
+    tokens     L that prompts are cut and padded to; 0: as the tokenizer says
     scheduler  keys of a diffusers scheduler_config.json
     latent     [C, T, F]; () where the U-Net's configuration says it
     rows       an example of what conditions the U-Net, each [2, ...], by the names of its arguments; None where the
@@ -46,6 +48,8 @@ class Model:
     scheduler: Mapping[str, Any]
     latent: tuple[int, ...] = ()
     rows: Mapping[str, np.ndarray] | None = None
+    tokenizer: str = ""
+    tokens: int = 0
     card: Mapping[str, Any] = field(default_factory=dict)
 
 

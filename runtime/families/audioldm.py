@@ -62,6 +62,7 @@ def published(*hub: str) -> Published:
         licence="CC BY-NC-SA 4.0",
         sample_rate=16_000,
         text_encoder="CLAP, RoBERTa tower",
+        tokenizer="FacebookAI/roberta-base",
         vocoder="HiFi-GAN, 64 mel bins",
     )
 

@@ -45,6 +45,7 @@ MAKE_AN_AUDIO = Published(
     licence="MIT, the licence of its repository",
     sample_rate=16_000,
     text_encoder="CLAP of 2022, BERT tower",
+    tokenizer="google-bert/bert-base-uncased",
     vocoder="BigVGAN, 80 mel bins",
 )
 PARTS = ("text_encoder", "vae_decoder", "vocoder")

@@ -52,6 +52,7 @@ TANGO = Published(
     licence="CC BY-NC-SA 4.0",
     sample_rate=16_000,
     text_encoder="google/flan-t5-large",
+    tokenizer="google/flan-t5-large",
     vocoder="HiFi-GAN, 64 mel bins",
 )
 PARTS = ("text_encoder", "vae_decoder", "vocoder")

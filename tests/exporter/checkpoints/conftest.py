@@ -100,6 +100,17 @@ def stage_weights(params):
     return random_like(stage, dict(first_stage.places(shape)))
 
 
+def write_tokenizer(folder, pad="<pad>"):
+    """A tokenizer of eight words beside a checkpoint, which neither cuts nor pads and ends every prompt with </s>."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = [pad, "</s>", "<unk>", "a", "low", "note", "dog", "barks"]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    (folder / "tokenizer").mkdir()
+    made.save(str(folder / "tokenizer" / "tokenizer.json"))
+
+
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
     table, codebook = torch.randn(5, 12), torch.randn(7, 2)
@@ -120,4 +131,5 @@ def tango_folder(tmp_path_factory):
     unet = random_like(tango.make_unet(TINY))
     torch.save(prefixed("unet.", unet) | prefixed("text_encoder.", text), folder / "pytorch_model_main.bin")
     (folder / "configs" / "diffusion_model_config.json").write_text(json.dumps(TINY))
+    write_tokenizer(folder)
     return folder

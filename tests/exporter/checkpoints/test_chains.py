@@ -11,6 +11,7 @@ import pytest
 from quaver.exporter.checkpoints.signs import UNET
 from quaver.exporter.stages import run_recipe
 from quaver.runtime.artifact import load_lines, load_tensors
+from quaver.runtime.audio import read_wav
 from quaver.runtime.progress import quiet
 from tests.exporter.checkpoints.conftest import CLASSES, STAGE, prefixed, stage_weights, unet_weights, write
 
@@ -75,6 +76,14 @@ def drawn(bundle, place, *arguments):
     return {path.name: path.read_bytes() for path in sorted(place.iterdir())}
 
 
+def heard(bundle, place, *arguments):
+    """The sounds [N] that `quaver generate` writes into a folder, none of them silent."""
+    drawn(bundle, place, *arguments)
+    found = [read_wav(path) for path in sorted(place.iterdir())]
+    assert {rate for _, rate in found} == {16_000} and all(sound.std() > 0 for sound, _ in found)
+    return [sound for sound, _ in found]
+
+
 def size(png):
     """Width, height, bits and kind of a PNG file; kind 2 is red, green and blue."""
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
@@ -114,3 +123,20 @@ def test_noise_alone_becomes_pictures(tmp_path):
     assert [size(png) for png in files.values()] == [(16, 16, 8, 2)] * 3 and len(set(files.values())) == 3
     refused = generate(bundle, "--prompt", "a bed")
     assert refused.returncode == 1 and "draws from noise alone and cannot heed 'a bed'" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_tango_folder_turns_prompts_into_sound(tango_folder, tmp_path):
+    bundle, _ = chain(
+        tmp_path,
+        tango_folder,
+        "tango",
+        model="latent = [8, 16, 16]",
+        sampling='sampler = "ddpm"',
+    )
+    records, _ = load_tensors(bundle / "samples" / "records.safetensors", "samples")
+    states, mask = (records[f"cond_encoder_{name}"] for name in ("hidden_states", "attention_mask"))
+    assert states.shape == (6, 64, 48) and mask.shape == (6, 64) and (mask.sum(axis=1) < 64).all()
+    assert records["uncond_encoder_attention_mask"].sum() == 1  # </s> alone
+    sounds = heard(bundle, tmp_path / "out", "--prompt", "a low note", "--prompt", "a dog barks", "--correct", "auto")
+    assert len(sounds) == 2 and not np.array_equal(*sounds)

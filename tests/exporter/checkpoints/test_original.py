@@ -38,7 +38,8 @@ def test_a_class_conditional_checkpoint_has_its_table_and_its_codebook(imagenet)
     assert list(model.parts) == ["class_encoder", "image_decoder"] and model.latent == (2, 8, 8)
     labels = torch.tensor([4, 0])
     assert torch.equal(model.parts["class_encoder"](labels), table[labels][:, None])
-    assert model.card["classes"] == 4 and model.card["sampler"]["steps"] == 250 and model.rows["encoder_hidden_states"].shape == (2, 1, 12)
+    assert model.card["classes"] == 4 and model.card["sampler"]["steps"] == 250
+    assert model.rows["encoder_hidden_states"].shape == (2, 1, 12)
     assert model.parts["image_decoder"](torch.randn(1, 2, 8, 8)).shape == (1, 3, 16, 16)
 
 
