@@ -374,7 +374,7 @@ def do_generate(arguments: argparse.Namespace) -> list[Path]:
 def asked(arguments: argparse.Namespace) -> Sequence[str]:
     """The prompts of a command line; a model that draws from noise alone needs none.
 
-    Raises: QuaverError where another model is given none.
+    Raises: QuaverError where another model is given none, or rows and has none.
     """
     from quaver.runtime.bundle import Bundle
     from quaver.runtime.families.ldm import NO_CLASS
@@ -382,11 +382,14 @@ def asked(arguments: argparse.Namespace) -> Sequence[str]:
     from quaver.runtime.rows import row_name
     from quaver.runtime.text import read_prompts
 
-    if arguments.row is not None:
-        return [row_name(row) for row in arguments.row]
     if given := read_prompts(arguments.prompts) if arguments.prompts else arguments.prompt:
         return given
-    if arguments.bundle.is_dir() and read_card(Bundle(arguments.bundle)).get("classes") == 0:
+    card = read_card(Bundle(arguments.bundle)) if arguments.bundle.is_dir() else {"rows": 0}
+    if arguments.row is not None and "rows" not in card:
+        raise QuaverError(f"{arguments.bundle} has no rows of samples: say what to draw with --prompt")
+    if arguments.row is not None:
+        return [row_name(row) for row in arguments.row]
+    if card.get("classes") == 0:
         return [NO_CLASS]
     raise QuaverError(
         f"say what to draw of {arguments.bundle}: one of the arguments --prompt --prompts --row is required"

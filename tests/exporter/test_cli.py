@@ -201,6 +201,15 @@ def test_every_prompt_is_drawn_with_every_seed(capsys, monkeypatch, tmp_path, op
     assert ([*zip(prompts, seeds, strict=True)], place) == (pairs, out)
 
 
+@pytest.mark.parametrize(("rows", "code"), [({}, 1), ({"rows": 8}, 0)])
+def test_a_row_is_no_prompt_of_a_model_that_reads_text(capsys, monkeypatch, tmp_path, rows, code):
+    card = {"family": "audioldm", "latent_shape": [1, 2, 2], "sample_rate": 16_000, "components": {}, **rows}
+    save_json(tmp_path / "bundle.json", card, Stamp("trace"))
+    seen = asked(monkeypatch)
+    assert status(capsys, "generate", str(tmp_path), "--row", "3")[0] == code
+    assert bool(seen) == (code == 0)
+
+
 def test_a_reader_that_stops_reading_is_no_error():
     read, write = os.pipe()
     os.close(read)
