@@ -39,11 +39,12 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Correction:
-    """A correction, its statistics, and the engine and settings they are held against."""
+    """A correction, its statistics, and the engine, settings and noise schedule they are held against."""
 
     correct: Correct
     stats: ErrorStats
     binding: Binding
+    alpha_bar: np.ndarray  # [T]
 
     def check(self, schedule: Schedule, made: Plan, eta: float, shape: tuple[int, ...] | None) -> None:
         """Raise ArtifactError unless the statistics are of this run; `shape` [C, H, W] is None until it is known."""
@@ -55,6 +56,11 @@ class Correction:
             latent_shape=shape or self.binding.latent_shape,
         )
         check_binding(self.stats, wanted)
+        if not (len(schedule.alpha_bar) == len(self.alpha_bar) and np.allclose(schedule.alpha_bar, self.alpha_bar)):
+            raise ArtifactError(
+                "this scheduler has other betas than the bundle's, which the error statistics are of: make it with "
+                "from_config(config) of the bundle's scheduler/"
+            )
         if not np.isin(made.timesteps, self.stats.timesteps).all():
             raise ArtifactError(
                 f"error statistics are of timesteps {listed(self.stats.timesteps)}, this scheduler visits "

@@ -72,7 +72,8 @@ def corrected(
         fixed = make_correct(
             correct, stats, lambda step, shape: step_noise(range(seed, seed + shape[0]), CORRECTION)(step, shape)
         )
-        made.correction = Correction(fixed, stats, binding(unet.session, settings))
+        bound, alpha_bar = binding(unet.session, settings), unet.session.schedule.alpha_bar
+        made.correction = Correction(fixed, stats, bound, alpha_bar)
     return made
 
 

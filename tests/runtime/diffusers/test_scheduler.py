@@ -275,6 +275,14 @@ def test_timesteps_that_were_not_fitted_are_refused_before_the_engine_runs(unet)
         scheduler.set_timesteps(20)
 
 
+@pytest.mark.parametrize("other", [{"beta_schedule": "linear"}, {"beta_end": 0.012}])
+def test_another_noise_schedule_is_refused(unet, other):
+    used = unet()
+    scheduler = fixed(diffusers.DDIMScheduler.from_config(of_bundle("ddim", used).config, **other), used)
+    with pytest.raises(ArtifactError, match="other betas than the bundle's"):
+        scheduler.set_timesteps(20)
+
+
 def test_another_prediction_is_refused(unet):
     used = unet()
     other = diffusers.DDIMScheduler.from_config(of_bundle("ddim", used).config, prediction_type="epsilon")
