@@ -63,8 +63,7 @@ def make_prompts(bundle: Bundle, settings: PromptSettings, *, stamp: Stamp, prog
     rng = np.random.default_rng(settings.seed)
     if settings.source == CLASSES:
         check_counts(settings)
-        rows = class_rows(settings.classes, settings.count, settings.held_out, rng)
-        return save_lines(bundle.prompts, rows, stamp)
+        return save_lines(bundle.prompts, class_rows(settings.classes, settings.count, settings.held_out, rng), stamp)
     aspects = load_aspects(settings.aspects)
     base, held = _source_captions(settings, aspects, rng)
     cover = topics(aspects, settings.embedding)
