@@ -8,6 +8,7 @@ from quaver.exporter.stages import ANALYSES, STAGES
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.config import read_toml, to_config, to_table, to_toml, tomllib
 from quaver.runtime.errors import RecipeError
+from quaver.runtime.family import FAMILIES, find_family
 
 COMMITTED = sorted((Path(__file__).parents[2] / "engines").glob("*.toml"))
 
@@ -16,6 +17,25 @@ COMMITTED = sorted((Path(__file__).parents[2] / "engines").glob("*.toml"))
 def test_every_committed_recipe_loads_and_comes_back_from_its_resolved_form(path):
     recipe = load_recipe(path)
     assert to_config(Recipe, tomllib.loads(to_toml(to_table(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_every_committed_recipe_is_of_a_known_family_and_asks_it_what_it_can_draw(path):
+    recipe = load_recipe(path)
+    family = find_family(recipe.model.family)
+    assert (recipe.prompts.source == "classes") == (family.media == "pictures")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_published_model_has_recipes_of_its_widths(family):
+    found = find_family(family)
+    widths = ("w8a8", "w4a8", "w8a16") if found.media == "sound" else ("w8a8", "w4a8")
+    there = {path.stem: path for path in COMMITTED}
+    for name in found.models:
+        for width in widths:
+            recipe = load_recipe(there[f"{name}-{width}"])
+            assert (recipe.model.family, recipe.export.preset) == (family, f"{width[1]}w{width[3:]}a")
+            assert recipe.sampling.sampler == found.models[name].sampling["sampler"]
 
 
 def test_an_empty_recipe_is_all_defaults(tmp_path):
