@@ -71,9 +71,9 @@ def tensor_lines(path: Path) -> Iterator[str]:
 def stats_lines(path: Path) -> Iterator[str]:
     """Error statistics timestep by timestep: the deployed engine beside the simulated one, and what laws took off."""
     table = columns(load_stats(path), load_tensors(path, STATS)[1].get("held_out"))
-    yield "  " + "  ".join(table)
-    for row in zip(*table.values(), strict=True):
-        yield "  " + "  ".join(f"{value:.4g}".rjust(len(name)) for name, value in zip(table, row, strict=True))
+    rows = [list(table), *([f"{value:.4g}" for value in row] for row in zip(*table.values(), strict=True))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield from ("  " + "  ".join(map(str.rjust, row, widths)) for row in rows)
 
 
 def row_lines(path: Path) -> Iterator[str]:

@@ -127,9 +127,11 @@ class OnnxEngine:
 
 
 def session_options(threads: int | None = None, *, spin: bool = True) -> Any:
-    """The `onnxruntime.SessionOptions` of an engine."""
+    """The `onnxruntime.SessionOptions` of an engine. Raises: EngineError for less than one thread."""
     import onnxruntime as ort
 
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads is {threads}, expected 1 or more: leave it out for all cores")
     options = ort.SessionOptions()
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.enable_mem_pattern = False

@@ -17,6 +17,7 @@ def test_simulated_and_deployed_statistics_stand_side_by_side_with_what_laws_too
     stats = replace(stats, simulated=Gaussian(other.mean, other.cov))
     meta = {"held_out": {"path": [0.5, 0.25, 0.125]}}
     lines = describe(save_stats(tmp_path / "e.safetensors", stats, Stamp("stats"), meta=meta)).splitlines()
+    assert len({len(line) for line in lines[-4:]}) == 1  # one width a column
     names, row = (re.split(r"  +", line.strip()) for line in lines[-4:-2])
     found = dict(zip(names, map(float, row), strict=True))
     assert (found["t"], found["path law"]) == (951, 0.5)

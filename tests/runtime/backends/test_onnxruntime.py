@@ -98,6 +98,12 @@ def test_an_execution_provider_that_is_not_there_names_those_that_are(made_bundl
         assert engine.session.get_providers() == ["CPUExecutionProvider"]
 
 
+@pytest.mark.parametrize("threads", [0, -3])
+def test_less_than_one_thread_is_refused(made_bundle, threads):
+    with pytest.raises(EngineError, match=rf"threads is {threads}, expected 1 or more"):
+        open_engine(made_bundle.float_unet, threads=threads)
+
+
 def test_options_of_a_provider_go_with_its_name(monkeypatch):
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
