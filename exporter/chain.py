@@ -8,6 +8,7 @@ again. A stage whose new files equal the old ones ends it there.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,11 @@ class Run:
     progress: Progress
     chain: tuple[Stage, ...]
     fanout: Fanout = HERE
+    options: tuple[str, ...] = ()  # of the command line, that a command to type must repeat
+
+    def until(self, stage: str) -> str:
+        """The command that brings the bundle up to date up to a stage."""
+        return shlex.join(["quaver", "run", str(self.path), "--until", stage, *self.options])
 
 
 def run_all(run: Run, *, until: str | None = None, force: str | None = None) -> list[Path]:
@@ -84,7 +90,7 @@ def run_one(run: Run, name: str) -> list[Path]:
     stage = find(run.chain, name)
     for earlier in feeding(stage, run):
         if not earlier.optional and (reason := stale(earlier, run)):
-            advice = f"quaver run {run.path} --until {earlier.name}"
+            advice = run.until(earlier.name)
             raise ArtifactError(f"{name} needs {earlier.name}, which is out of date ({reason}): {advice}")
     keep_recipe(run)
     run_stage(stage, run, "asked for")
@@ -100,6 +106,7 @@ def open_run(
     *,
     progress: Progress,
     fanout: Fanout = HERE,
+    options: Sequence[str] = (),
 ) -> Iterator[Run]:
     """Hold the bundle of the recipe read from `path`, cleared of what killed writers left.
 
@@ -107,7 +114,7 @@ def open_run(
     """
     with locked(bundle.lock):
         sweep(bundle.root)
-        yield Run(Path(path), bundle, recipe, digests(), progress, chain, fanout)
+        yield Run(Path(path), bundle, recipe, digests(), progress, chain, fanout, tuple(options))
 
 
 def keep_recipe(run: Run) -> None:
@@ -166,7 +173,7 @@ def stamp_now(stage: Stage, run: Run) -> Stamp:
     reads = stage.reads(run.bundle, run.recipe)
     for path in reads:
         if not path.exists():
-            raise ArtifactError(f"{stage.name} needs {path}: quaver run {run.path} --until {writer(path, run)}")
+            raise ArtifactError(f"{stage.name} needs {path}: {run.until(writer(path, run))}")
     settings = {section: to_table(getattr(run.recipe, section)) for section in stage.settings}
     inputs = {name: run.digest(path) for name, path in labelled(reads, run.bundle).items()}
     return Stamp(stage.name, settings=digest_json(settings), inputs=inputs)

@@ -74,9 +74,12 @@ def opened(
     """A recipe read, and its bundle held."""
     from quaver.exporter.recipe import load_recipe  # pulls in the settings of every stage
 
-    recipe, path = load_recipe(path, overrides), Path(path)
+    given = list(overrides)
+    recipe, path = load_recipe(path, given), Path(path)
     bundle = Bundle(Path(out) if out else path.with_suffix(""))
-    with open_run(path, recipe, bundle, STAGES, progress=progress or Progress(), fanout=fanout) as run:
+    options = [word for setting in given for word in ("--set", setting)] + (["--out", str(out)] if out else [])
+    progress = progress or Progress()
+    with open_run(path, recipe, bundle, STAGES, progress=progress, fanout=fanout, options=options) as run:
         yield run
 
 

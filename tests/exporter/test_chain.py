@@ -160,6 +160,11 @@ def test_one_stage_alone_refuses_what_is_out_of_date_with_the_command_to_type(op
         run_one(run, "page")
 
 
+def test_the_command_to_type_has_the_settings_that_were_given(opened):
+    with opened() as run, pytest.raises(ArtifactError, match=r"--until text --set 'one\.text=a b' --out d$"):
+        run_one(replace(run, options=("--set", "one.text=a b", "--out", "d")), "page")
+
+
 def test_a_stage_that_was_refused_leaves_the_bundles_settings_alone(opened, tmp_path):
     calls(opened)
     before = (tmp_path / "bundle" / "recipe.toml").read_text()
