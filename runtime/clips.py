@@ -33,6 +33,7 @@ OnFile = Callable[[Path], None]
 SUFFIXES = {  # of the files of a family's media, the usual one first
     "sound": (".wav",),
     "pictures": (".png",),
+    "mels": (".npy",),
     "latents": (".npy", ".safetensors"),
 }
 
@@ -166,13 +167,13 @@ def step_path(path: Path, done: int, steps: int) -> Path:
 def write(
     session: Session, paths: Sequence[Path], latents: np.ndarray, decoded: Mapping[str, np.ndarray]
 ) -> Iterator[Path]:
-    """Write samples to the first of `paths`: waveforms [B, N], images [B, 3, H, W], or latents; each as it is finished.
+    """Write samples to the first of `paths`, each as it is finished: waveforms, images, mels, else latents [B, ...].
 
     Raises: EngineError when one is not finite; ArtifactError when the place cannot be written.
     """
-    kind = next((name for name in ("waveform", "image") if name in decoded), "latents")
+    kind = next((name for name in ("waveform", "image", "mel") if name in decoded), "latents")
     for path, values in zip(paths, decoded.get(kind, latents), strict=False):
-        if kind == "latents":
+        if kind in ("latents", "mel"):
             write_latents(path, values)
         elif kind == "image":
             write_picture(path, values)

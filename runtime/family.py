@@ -92,7 +92,7 @@ class Family:
     """
 
     name: str
-    media: str  # "sound", "pictures" or "latents"
+    media: str  # "sound", "mels", "pictures" or "latents"
     components: tuple[str, ...]
     embed: Callable[[Parts, Sequence[str]], Rows]
     feeds: Callable[[Array, Array, Rows], dict[str, Array]]

@@ -1,4 +1,7 @@
-"""Latents as files, where a model ends at latents: .npy, or .safetensors with the one tensor "latents"."""
+"""Latents as files, where a model ends at latents: .npy, or .safetensors with the one tensor "latents".
+
+A mel is an .npy file too, where a model ends at it.
+"""
 
 from __future__ import annotations
 

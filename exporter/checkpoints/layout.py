@@ -22,6 +22,7 @@ from quaver.runtime.lazy import need
 WEIGHTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 CONFIGS = (".yaml", ".yml", ".json")
 VOCODERS, CLAPS = ("bigvgan", "bigvnat", "vocoder"), ("CLAP", "clap")  # folders of other checkpoints beside one
+TOKENIZER = "tokenizer"  # and of the words of a text encoder
 UNFINISHED = (".incomplete", ".part", ".crdownload")
 TANGO = "main_config.json"
 
@@ -36,7 +37,7 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """What the model is read from: its own files, and the folders of networks beside them."""
-        folders = [self.weights.parent / name for name in (*VOCODERS, *CLAPS)]
+        folders = [self.weights.parent / name for name in (*VOCODERS, *CLAPS, TOKENIZER)]
         own = [path for path in (self.weights, self.config) if path is not None]
         return [*own, *(folder for folder in folders if folder.is_dir())]
 

@@ -10,13 +10,15 @@ T is 7.8 a second, a multiple of 4. The vocoder is a checkpoint of its own: with
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from quaver.runtime.families.audioldm import decode
 from quaver.runtime.families.tango import feeds
-from quaver.runtime.family import Family, Parts, Published
+from quaver.runtime.family import Array, Card, Family, Parts, Published
 from quaver.runtime.guide import Rows
+from quaver.runtime.schedule import Schedule
 from quaver.runtime.text import tokenize
 
 
@@ -25,6 +27,19 @@ def embed(parts: Parts, prompts: Sequence[str]) -> Rows:
     input_ids, mask = tokenize(parts.tokenizer, prompts)
     states = parts.engines["text_encoder"]({"input_ids": input_ids, "attention_mask": mask})
     return {"encoder_hidden_states": np.asarray(states, dtype=np.float32)}
+
+
+def end_at_mel(parts: Parts, latents: Array) -> dict[str, Array]:
+    """mel [B, 1, 80, 8 T] of latents [B, 4, 10, T]."""
+    engine = parts.engines["vae_decoder"]
+    return {"mel": engine({engine.inputs[0]: latents})}
+
+
+def fit(card: Card, schedule: Schedule) -> Family:
+    """The family of one model: what has no vocoder ends at the mel."""
+    if "vocoder" in card["components"]:
+        return FAMILY
+    return replace(FAMILY, media="mels", components=PARTS[:2], decode=end_at_mel)
 
 
 MAKE_AN_AUDIO = Published(
@@ -49,4 +64,5 @@ MAKE_AN_AUDIO = Published(
     vocoder="BigVGAN, 80 mel bins",
 )
 PARTS = ("text_encoder", "vae_decoder", "vocoder")
-FAMILY = Family("make-an-audio", "sound", PARTS, embed, feeds, decode, models={"make-an-audio": MAKE_AN_AUDIO})
+MODELS = {"make-an-audio": MAKE_AN_AUDIO}
+FAMILY = Family("make-an-audio", "sound", PARTS, embed, feeds, decode, fit=fit, models=MODELS)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -52,6 +53,13 @@ TINY = {
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
     "use_linear_projection": True,
     "upcast_attention": True,
+}
+BIGVGAN = {
+    "upsample_rates": [3, 2],
+    "upsample_kernel_sizes": [5, 4],
+    "resblock_kernel_sizes": [3, 5],
+    "resblock_dilation_sizes": [[1, 2], [1, 3]],
+    "snake_logscale": True,
 }
 
 
@@ -133,3 +141,23 @@ def tango_folder(tmp_path_factory):
     (folder / "configs" / "diffusion_model_config.json").write_text(json.dumps(TINY))
     write_tokenizer(folder)
     return folder
+
+
+def bigvgan_weights(bins):
+    """A BigVGAN of 8 channels over mel bins, by the keys of its checkpoint, normalized weights among them."""
+    draw = np.random.default_rng(0)
+    sizes = {"conv_pre": (8, bins, 7), "ups.0.0": (8, 4, 5), "ups.1.0": (4, 2, 4), "conv_post": (1, 2, 7)}
+    snakes = {"activation_post": 2}
+    for stage, width in enumerate((4, 2)):
+        for kernel, n in ((3, 2 * stage), (5, 2 * stage + 1)):
+            sizes |= {f"resblocks.{n}.convs{c}.{i}": (width, width, kernel) for c in (1, 2) for i in (0, 1)}
+            snakes |= {f"resblocks.{n}.activations.{i}": width for i in range(4)}
+    made = {}
+    for name, size in sizes.items():
+        made[f"{name}.weight_v"] = draw.standard_normal(size)
+        made[f"{name}.weight_g"] = draw.uniform(0.5, 1.5, (size[0], 1, 1))
+        made[f"{name}.bias"] = draw.standard_normal(size[1] if name.startswith("ups") else size[0]) / 4
+    for name, width in snakes.items():
+        made |= {f"{name}.act.alpha": draw.normal(0, 0.5, width), f"{name}.act.beta": draw.normal(0, 0.5, width)}
+        made |= {f"{name}.upsample.filter": np.zeros((1, 1, 12)), f"{name}.downsample.lowpass.filter": np.zeros(12)}
+    return {key: torch.tensor(value, dtype=torch.float32) for key, value in made.items()}

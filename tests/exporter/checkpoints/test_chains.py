@@ -1,6 +1,7 @@
 """Every family from its authors' checkpoint to samples: the chain, then `generate` from the bundle without torch."""
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,9 +14,20 @@ from quaver.exporter.stages import run_recipe
 from quaver.runtime.artifact import load_lines, load_tensors
 from quaver.runtime.audio import read_wav
 from quaver.runtime.progress import quiet
-from tests.exporter.checkpoints.conftest import CLASSES, STAGE, prefixed, stage_weights, unet_weights, write
+from tests.exporter.checkpoints.conftest import (
+    BIGVGAN,
+    CLASSES,
+    STAGE,
+    bigvgan_weights,
+    prefixed,
+    random_like,
+    stage_weights,
+    unet_weights,
+    write,
+    write_tokenizer,
+)
 
-torch = pytest.importorskip("torch")
+torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
 NOISE = {key: value for key, value in CLASSES.items() if key not in ("use_spatial_transformer", "context_dim")}
 RECIPE = """
 [model]
@@ -125,18 +137,95 @@ def test_noise_alone_becomes_pictures(tmp_path):
     assert refused.returncode == 1 and "draws from noise alone and cannot heed 'a bed'" in refused.stderr
 
 
+def sound_stage(channels):
+    """Settings and weights of a first stage with its vocoder: latents [B, C, 8, 8], mel [B, 1, 16, 16], 2048 long."""
+    ddconfig = STAGE["ddconfig"] | {"z_channels": channels, "out_ch": 1}
+    voice = {
+        "upsample_rates": [16, 8],
+        "upsample_kernel_sizes": [32, 16],
+        "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1]],
+    }
+    config = transformers.SpeechT5HifiGanConfig(model_in_dim=16, upsample_initial_channel=16, **voice)
+    with torch.device("meta"):
+        network = transformers.SpeechT5HifiGan(config)
+    said = {"embed_dim": channels, "ddconfig": ddconfig, "scale_factor": 0.9, "vocoder_config": voice}
+    vocoder = random_like(network, {f"upsampler.{i}": f"ups.{i}" for i in range(2)})
+    return said, stage_weights(said) | prefixed("vocoder.", vocoder)
+
+
+def tower(kind, **more):
+    """BERT or RoBERTa of one layer, 64 wide, over 80 positions."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config, network = {
+        "bert": (transformers.BertConfig, transformers.BertModel),
+        "clap": (transformers.ClapTextConfig, transformers.ClapTextModelWithProjection),
+    }[kind]
+    return network(config(**sizes, intermediate_size=32, max_position_embeddings=80, **more)).state_dict()
+
+
+def clap_weights(size):
+    """CLAP's text branch with a projection to `size`, by the keys of AudioLDM's checkpoint."""
+    names = {"text_model.": "text_branch.", "text_projection.linear1": "text_projection.0"}
+    names |= {"text_projection.linear2": "text_projection.2"}
+    weights = {}
+    for key, value in tower("clap", projection_dim=size).items():
+        old = next(name for name in names if key.startswith(name))
+        weights[key.replace(old, names[old])] = value
+    del weights["text_branch.embeddings.token_type_ids"]
+    return weights
+
+
+def caption_weights(size):
+    """Make-An-Audio's text encoder with states of `size`, by the keys of its checkpoint."""
+    head = {"linear1.weight": torch.randn(size, 64) / 8, "linear2.weight": torch.randn(size, size)}
+    head |= {"layer_norm.weight": torch.ones(size), "layer_norm.bias": torch.zeros(size)}
+    return prefixed("base.", tower("bert")) | prefixed("projection.", head)
+
+
 @pytest.mark.slow
 def test_a_tango_folder_turns_prompts_into_sound(tango_folder, tmp_path):
-    bundle, _ = chain(
-        tmp_path,
-        tango_folder,
-        "tango",
-        model="latent = [8, 16, 16]",
-        sampling='sampler = "ddpm"',
-    )
+    folder = tmp_path / "tango"
+    shutil.copytree(tango_folder, folder)
+    said, weights = sound_stage(8)
+    torch.save(weights, folder / "pytorch_model_vae.bin")
+    (folder / "vae_config.json").write_text(json.dumps(said))
+    bundle, _ = chain(tmp_path, folder, "tango", model="latent = [8, 8, 8]", sampling='sampler = "ddpm"')
     records, _ = load_tensors(bundle / "samples" / "records.safetensors", "samples")
     states, mask = (records[f"cond_encoder_{name}"] for name in ("hidden_states", "attention_mask"))
     assert states.shape == (6, 64, 48) and mask.shape == (6, 64) and (mask.sum(axis=1) < 64).all()
     assert records["uncond_encoder_attention_mask"].sum() == 1  # </s> alone
     sounds = heard(bundle, tmp_path / "out", "--prompt", "a low note", "--prompt", "a dog barks", "--correct", "auto")
-    assert len(sounds) == 2 and not np.array_equal(*sounds)
+    assert [len(sound) for sound in sounds] == [2048, 2048] and not np.array_equal(*sounds)
+
+
+@pytest.mark.slow
+def test_an_audioldm_checkpoint_turns_prompts_into_sound(tmp_path):
+    said, stage = sound_stage(2)
+    film = {**NOISE, "use_spatial_transformer": True, "extra_film_condition_dim": 6, "extra_film_use_concat": True}
+    weights = prefixed(UNET, unet_weights(film)) | prefixed("first_stage_model.", stage)
+    weights |= prefixed("cond_stage_model.model.", clap_weights(6)) | {"scale_factor": torch.tensor(0.9)}
+    sizes = {"latent_t_size": 8, "latent_f_size": 8, "vocoder_config": said["vocoder_config"]}
+    folder = write(tmp_path / "audioldm", weights, film, said, **sizes)
+    write_tokenizer(folder)
+    bundle, _ = chain(tmp_path, folder, "audioldm", sampling="guidance = 2.5")
+    sounds = heard(bundle, tmp_path / "out", "--prompt", "a low note", "--prompt", "a dog barks")
+    assert [len(sound) for sound in sounds] == [2048, 2048] and not np.array_equal(*sounds)
+
+
+@pytest.mark.slow
+def test_a_make_an_audio_checkpoint_turns_prompts_into_sound(tmp_path):
+    said, stage = sound_stage(2)
+    weights = prefixed(UNET, unet_weights(CLASSES)) | prefixed("first_stage_model.", stage)
+    weights |= prefixed("cond_stage_model.caption_encoder.", caption_weights(12))
+    folder = write(tmp_path / "maa", weights, CLASSES, said, mel_dim=10, mel_length=8)
+    write_tokenizer(folder, pad="[PAD]")
+    (folder / "bigvgan").mkdir()
+    torch.save({"generator": bigvgan_weights(20)}, folder / "bigvgan" / "best_netG.pt")
+    (folder / "bigvgan" / "args.yml").write_text(json.dumps(BIGVGAN))
+    bundle, _ = chain(tmp_path, folder, "make-an-audio")
+    records, _ = load_tensors(bundle / "samples" / "records.safetensors", "samples")
+    assert records["x_t"].shape == (6, 2, 10, 8) and records["cond_encoder_hidden_states"].shape == (6, 77, 12)
+    sounds = heard(bundle, tmp_path / "out", "--prompt", "a low note", "--prompt", "a dog barks")
+    assert [len(sound) for sound in sounds] == [96, 96] and not np.array_equal(*sounds)

@@ -33,8 +33,8 @@ def test_a_configuration_is_found_beside_the_weights(tmp_path, names, config):
 
 
 def test_an_edited_vocoder_beside_a_checkpoint_is_a_file_of_it(tmp_path):
-    found = find_checkpoint(touch(tmp_path, "m.ckpt", "m.yaml", "bigvgan/g.pt"))
-    assert found.files == [tmp_path / "m.ckpt", tmp_path / "m.yaml", tmp_path / "bigvgan"]
+    found = find_checkpoint(touch(tmp_path, "m.ckpt", "m.yaml", "bigvgan/g.pt", "tokenizer/tokenizer.json"))
+    assert found.files == [tmp_path / name for name in ("m.ckpt", "m.yaml", "bigvgan", "tokenizer")]
 
 
 def test_the_layouts_of_tango_and_of_diffusers_are_told_apart(tmp_path):

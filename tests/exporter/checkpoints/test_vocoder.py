@@ -7,16 +7,9 @@ from quaver.exporter.checkpoints.layout import read_settings
 from quaver.exporter.checkpoints.tensors import read_tensors, under
 from quaver.exporter.checkpoints.vocoder import load_hifigan, multiplied_out
 from quaver.runtime.errors import RecipeError
-from tests.exporter.checkpoints.conftest import DATA, relative
+from tests.exporter.checkpoints.conftest import BIGVGAN, DATA, bigvgan_weights, relative
 
 torch = pytest.importorskip("torch")
-SHAPE = {
-    "upsample_rates": [3, 2],
-    "upsample_kernel_sizes": [5, 4],
-    "resblock_kernel_sizes": [3, 5],
-    "resblock_dilation_sizes": [[1, 2], [1, 3]],
-    "snake_logscale": True,
-}
 
 
 @pytest.fixture(scope="module")
@@ -50,27 +43,12 @@ def test_weight_normalization_is_multiplied_out(hifigan, names):
 @pytest.fixture(scope="module")
 def generator():
     """A BigVGAN of 3 mel bins and 8 channels, by the keys of its checkpoint, normalized weights among them."""
-    draw = np.random.default_rng(0)
-    sizes = {"conv_pre": (8, 3, 7), "ups.0.0": (8, 4, 5), "ups.1.0": (4, 2, 4), "conv_post": (1, 2, 7)}
-    snakes = {"activation_post": 2}
-    for stage, width in enumerate((4, 2)):
-        for kernel, n in ((3, 2 * stage), (5, 2 * stage + 1)):
-            sizes |= {f"resblocks.{n}.convs{c}.{i}": (width, width, kernel) for c in (1, 2) for i in (0, 1)}
-            snakes |= {f"resblocks.{n}.activations.{i}": width for i in range(4)}
-    made = {}
-    for name, size in sizes.items():
-        made[f"{name}.weight_v"] = draw.standard_normal(size)
-        made[f"{name}.weight_g"] = draw.uniform(0.5, 1.5, (size[0], 1, 1))
-        made[f"{name}.bias"] = draw.standard_normal(size[1] if name.startswith("ups") else size[0]) / 4
-    for name, width in snakes.items():
-        made |= {f"{name}.act.alpha": draw.normal(0, 0.5, width), f"{name}.act.beta": draw.normal(0, 0.5, width)}
-        made |= {f"{name}.upsample.filter": np.zeros((1, 1, 12)), f"{name}.downsample.lowpass.filter": np.zeros(12)}
-    return {key: torch.tensor(value, dtype=torch.float32) for key, value in made.items()}
+    return bigvgan_weights(3)
 
 
 def test_bigvgan_is_its_equations(generator):
     mel = np.random.default_rng(1).standard_normal((3, 6))
-    found = bigvgan.load_bigvgan(bigvgan.read_shape(SHAPE), generator, what="it")(
+    found = bigvgan.load_bigvgan(bigvgan.read_shape(BIGVGAN), generator, what="it")(
         torch.tensor(mel, dtype=torch.float32)[None, None]
     )
     assert found.shape == (1, 36)
@@ -87,7 +65,7 @@ def test_a_configuration_of_another_bigvgan_is_refused(generator):
     with pytest.raises(RecipeError, match=r"holds 4 residual blocks, its configuration describes 6 x 3"):
         bigvgan.load_bigvgan(bigvgan.Shape(), generator, what="g.pt")
     with pytest.raises(RecipeError, match="resblock 2 or no final tanh"):
-        bigvgan.read_shape(SHAPE | {"resblock": "2"})
+        bigvgan.read_shape(BIGVGAN | {"resblock": "2"})
 
 
 def by_loops(generator, mel):
@@ -131,9 +109,9 @@ def by_loops(generator, mel):
         return np.array(rows)
 
     x = conv("conv_pre", mel)
-    for stage, rate in enumerate(SHAPE["upsample_rates"]):
+    for stage, rate in enumerate(BIGVGAN["upsample_rates"]):
         x, outs = up(f"ups.{stage}.0", x, rate), []
-        for j, dilations in enumerate(SHAPE["resblock_dilation_sizes"]):
+        for j, dilations in enumerate(BIGVGAN["resblock_dilation_sizes"]):
             y, block = x, f"resblocks.{2 * stage + j}"
             for i, dilation in enumerate(dilations):
                 z = conv(f"{block}.convs1.{i}", activate(f"{block}.activations.{2 * i}", y), dilation)
@@ -147,6 +125,6 @@ def by_loops(generator, mel):
 def test_bigvgan_is_one_graph_for_any_batch(generator):
     from quaver.exporter.model.tracing import check, trace_module
 
-    vocoder = bigvgan.load_bigvgan(bigvgan.read_shape(SHAPE), generator, what="it")
+    vocoder = bigvgan.load_bigvgan(bigvgan.read_shape(BIGVGAN), generator, what="it")
     traced = check(trace_module(vocoder, {"mel": torch.randn(2, 1, 3, 6)}, ("waveform",)), "vocoder")
     assert [value.name for value in traced.model.graph.input] == ["mel"]

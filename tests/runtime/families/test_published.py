@@ -83,3 +83,11 @@ def test_what_was_published_can_be_sampled_as_its_authors_do(name):
         assert (schedule.prediction == "v_prediction") == (name == "tango")
         assert len(model.latent) == 3 and model.licence
         assert bool(model.sample_rate) == (find_family(name).media == "sound")
+
+
+def test_make_an_audio_without_its_vocoder_ends_at_the_mel():
+    assert make_an_audio.fit({"components": {"vocoder": "sha256:"}}, None) is make_an_audio.FAMILY
+    family = make_an_audio.fit({"components": {"text_encoder": "", "vae_decoder": ""}}, None)
+    assert (family.media, family.components) == ("mels", ("text_encoder", "vae_decoder"))
+    parts = Parts({}, {"vae_decoder": Engine(lambda latents: latents[:, :1] * 2, "latents")})
+    assert family.decode(parts, np.ones((2, 4, 10, 8)))["mel"].tolist() == np.full((2, 1, 10, 8), 2).tolist()
