@@ -107,8 +107,10 @@ def fitted(
     place.root.mkdir(parents=True, exist_ok=True)
     for path in bundle.root.iterdir():
         mine = path in (bundle.error_stats(target), bundle.lock, bundle.shards("stats").parent)
-        if not mine and not (place.root / path.name).exists():
-            (place.root / path.name).symlink_to(path.resolve())
+        link = place.root / path.name
+        if not mine and not link.exists():
+            link.unlink(missing_ok=True)  # of a bundle that lay elsewhere
+            link.symlink_to(path.resolve())
     if read_stamp(place.error_stats(target)) != stamp:
         collect_error_stats(place, settings, sampling, stamp=stamp, progress=Progress(sys.stderr))
     return place, sampling

@@ -65,7 +65,7 @@ def test_a_correction_reaches_its_aim_by_what_was_measured(best, beats, harmless
 
 
 def test_corrections_fits_statistics_of_each_eta_and_leaves_the_bundle_alone(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     rows = [{"id": str(i), "text": "a soft note", "split": split} for i, split in enumerate(("calib", "validate"))]
     save_lines(bundle.prompts, rows, Stamp("prompts"))
@@ -78,7 +78,8 @@ def test_corrections_fits_statistics_of_each_eta_and_leaves_the_bundle_alone(
         progress=quiet(),
     )
     before = digest_file(bundle.error_stats("ort-cpu"))
-    corrections.main([str(bundle.root), "--trajectories", "4", "--correct", "none", "d2-deterministic"])
+    options = ["--trajectories", "4", "--correct", "none", "d2-deterministic", "--keep", str(tmp_path / "keep")]
+    corrections.main([str(bundle.root), *options])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
     assert set(figures) == {
         f"tiny, 4 steps eta {eta} {name}" for eta in (0, 1) for name in ("none", "d2-deterministic")
@@ -86,3 +87,6 @@ def test_corrections_fits_statistics_of_each_eta_and_leaves_the_bundle_alone(
     assert figures["tiny, 4 steps eta 1 none"]["ratio to none"]["value"] == 1.0
     assert 0 < figures["tiny, 4 steps eta 0 d2-deterministic"]["ratio to none"]["value"] != 1.0
     assert digest_file(bundle.error_stats("ort-cpu")) == before
+    (tmp_path / "elsewhere").mkdir()
+    moved = bundle.root.rename(tmp_path / "elsewhere" / bundle.root.name)
+    corrections.main([str(moved), *options])  # its links led to where it was
