@@ -101,7 +101,7 @@ def fit_step(
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], Paths]:
     """One step: W [C, F], b [C] and (share, rest) [2, C] of its law, and both paths behind it. z [N, C, T, F]: noise.
 
-    A sample whose engine gives what is not finite leaves no pair, and goes on from the float model's path.
+    A sample of which an engine gives what is not finite leaves no pair, and goes on from the float model's path.
     """
     C = paths.x.shape[1]
     halves = [no_joint((), C + 2 * C * k * k)] * 2
@@ -110,7 +110,7 @@ def fit_step(
         q, e = part.engine(paths.x[part.rows], move.t), part.reference(paths.r[part.rows], move.t)
         free, _ = _step(move, paths, 0, part.rows, q, z, clip)
         right, before = _step(move, paths, 1, part.rows, e, z, clip)
-        good = np.isfinite(q.reshape(len(q), -1)).all(axis=1)
+        good = (np.isfinite(q) & np.isfinite(e)).all(axis=(1, 2, 3))
         D = (free.astype(np.float64) - right) / (move.k if abs(move.k) > LEAST else np.inf)
         for half, mine in enumerate((good & ~odd[part.rows], good & odd[part.rows])):
             q_64, x_64 = (np.asarray(v[mine], np.float64) for v in (q, paths.x[part.rows]))

@@ -59,9 +59,14 @@ def parts(engine: Denoise, reference: Denoise) -> Iterator[Part]:
 
 
 def fitted(
-    moves: Plan, schedule: Schedule, state: Path, error: float = 0.1, engine: Denoise | None = None
+    moves: Plan,
+    schedule: Schedule,
+    state: Path,
+    error: float = 0.1,
+    engine: Denoise | None = None,
+    reference: Denoise | None = None,
 ) -> tuple[Local, np.ndarray]:
-    both = list(parts(engine or world(schedule, error), world(schedule, 0.0)))
+    both = list(parts(engine or world(schedule, error), reference or world(schedule, 0.0)))
     return fit_path(
         both, SHARDS, moves, SHAPE, K, clip=schedule.clip, state=state, stamp=Stamp("shard"), progress=quiet()
     )
@@ -133,15 +138,16 @@ def test_a_fit_that_is_interrupted_goes_on_to_the_same_numbers(schedule, tmp_pat
     assert os.listdir(tmp_path) and not list(tmp_path.glob("*.tmp*"))
 
 
-def test_a_sample_that_is_not_finite_leaves_no_pair_and_stops_no_other(schedule, tmp_path) -> None:
+@pytest.mark.parametrize(("which", "error"), [("engine", 0.1), ("reference", 0.0)])
+def test_a_sample_that_is_not_finite_leaves_no_pair_and_stops_no_other(schedule, tmp_path, which, error) -> None:
     moves = plan("ddim", schedule, steps=STEPS, eta=0.0)
 
     def broken(x: np.ndarray, t: float) -> np.ndarray:
-        q = world(schedule, 0.1)(x, t)
+        q = world(schedule, error)(x, t)
         q[0] = np.nan
         return q
 
-    law, _ = fitted(moves, schedule, tmp_path / "state.safetensors", engine=broken)
+    law, _ = fitted(moves, schedule, tmp_path / "state.safetensors", **{which: broken})
     assert np.isfinite(law.weight).all()
     kept = ends(moves, world(schedule, 0.1), corrected(moves, law))
     wanted, free = ends(moves, world(schedule, 0.0)), ends(moves, world(schedule, 0.1))
