@@ -58,6 +58,7 @@ class Pair:
     simulated: bool = False
     teacher: Teacher = "float"
     law: Path | None = None  # of the corrected teacher
+    provider: str | None = None  # of onnxruntime, for the deployed engine
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def open_pair(pair: Pair, *, threads: int | None) -> Iterator[Compute]:
     graph, (path, _) = pair.bundle.qdq(pair.target), find_engine(pair.bundle, pair.target)
     with ExitStack() as stack:
         session = stack.enter_context(open_bundle(pair.bundle, engine_file=FLOAT, threads=threads))
-        engine = stack.enter_context(open_engine(path, threads=threads))
+        engine = stack.enter_context(open_engine(path, threads=threads, provider=pair.provider))
         other = stack.enter_context(open_simulated(graph, threads=threads)) if pair.simulated else None
         engines = Engines(session, engine, other, load_stats(pair.law) if pair.law else None)
         bound = asdict(binding(replace(session, engine=engine), pair.sampling, reference=session.engine.digest))

@@ -62,6 +62,7 @@ class StatsSettings:
     rounds: int = 3  # of the corrected teacher at most
     simulated: bool = False  # also fit the quantized graph executed in floats, to compare
     target: str = "ort-cpu"  # the engine to fit: unet.<target>.onnx, or the plan of one for TensorRT
+    provider: str = ""  # execution provider of onnxruntime that runs it; "": the CPU
     batch: int = 8  # trajectories run together
     seed: int = 2_000_000  # of the first trajectory; capture counts from 1,000,000, validation from below that
 
@@ -113,6 +114,7 @@ def collect_error_stats(
         settings.trim,
         settings.simulated,
         "float" if settings.teacher == "corrected" else settings.teacher,
+        provider=settings.provider or None,
     )
     collection = Collection(shards, folder, key, fanout, progress)
     fitted, meta = fit_gaussian(pair, settings, collection)
@@ -191,7 +193,8 @@ def follow(
     """What keeps the engine on the float model's path, fitted in this process (`error_path`)."""
     bundle, sampling = pair.bundle, pair.sampling
     path, _ = find_engine(bundle, pair.target)
-    with open_bundle(bundle, engine_file=FLOAT) as session, open_engine(path) as engine:
+    opened = open_engine(path, provider=pair.provider)
+    with opened as engine, open_bundle(bundle, engine_file=FLOAT) as session:
         parts, start = [], 0
         for shard in shards:
             cond = session.family.embed(session.parts, list(shard.texts))

@@ -70,9 +70,8 @@ def open_plan(plan: Plan, trt: Any, gpu: Gpu) -> Opened:
 class PlanEngine:
     """A plan as an engine; answers arrays with a numpy array, and CUDA tensors of torch with such a tensor."""
 
-    backend = "tensorrt"
-
     def __init__(self, plan: Plan, opened: Opened) -> None:
+        self.backend = f"tensorrt on {opened.gpu.capability}"  # TensorRT-RTX compiles kernels where a plan runs
         self.digest, self.inputs, self.name, self.gpu = plan.digest, opened.inputs, opened.name, opened.gpu
         self.opened: Opened | None = opened
         self.contexts: OrderedDict[tuple[tuple[int, ...], ...], Context] = OrderedDict()

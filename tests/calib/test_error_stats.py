@@ -238,6 +238,12 @@ def test_an_engine_that_gives_nothing_finite_is_refused_with_its_timestep(bundle
         collect(bundle)
 
 
+def test_the_deployed_engine_runs_on_the_provider_that_is_asked_for(bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="no execution provider 'quantum'"):
+        collect(bundle, replace(SETTINGS, provider="quantum"))
+    assert collect(bundle, replace(SETTINGS, provider="cpu")).binding == collect(bundle).binding
+
+
 def test_settings_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"stats\.trajectories is 0, expected 1 or more"):
         StatsSettings(trajectories=0)

@@ -92,6 +92,17 @@ def test_an_edited_component_is_noticed(tiny_bundle):
         opened(tiny_bundle)
 
 
+def test_an_edited_schedule_is_noticed_before_it_is_corrected_by_statistics_of_another(tiny_bundle):
+    card = json.loads(tiny_bundle.card.read_text())
+    name = tiny_bundle.scheduler.relative_to(tiny_bundle.root).as_posix()
+    tiny_bundle.card.write_text(json.dumps({**card, "digests": {name: digest_file(tiny_bundle.scheduler)}}))
+    opened(tiny_bundle)
+    config = json.loads(tiny_bundle.scheduler.read_text())
+    tiny_bundle.scheduler.write_text(json.dumps({**config, "beta_end": 0.03}))
+    with pytest.raises(ArtifactError, match=r"scheduler_config\.json is not what was traced.*--force trace'"):
+        opened(tiny_bundle)
+
+
 def written(bundle, digest):
     """A bundle whose files say what their graphs are."""
     card = json.loads(bundle.card.read_text())
