@@ -32,6 +32,7 @@ from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import FLOAT, Session, open_bundle, sampling_of
 
 SEED = 3_000_000
+PART = 32  # trajectories that are kept as soon as they are drawn
 SIMPLER = ("none", "mean", "ptqd")
 D2 = ("d2-deterministic", "d2-consistent", "d2-stochastic", "d2-local", "auto")
 
@@ -135,19 +136,20 @@ def draw(
 def drawn(
     session: Session, pairs: Pairs, sampling: SamplingSettings, correct: str, batch: int, keep: Path
 ) -> np.ndarray:
-    """The finished latents [N, C, T, F] of one engine and correction, read where they were drawn before."""
-    stamp = replace(take_stamp(session, pairs, sampling, correct=correct, batch=batch), kind="latents")
-    path = keep / f"{digest_json(asdict(stamp))[-12:]}.safetensors"
-    if read_stamp(path) == stamp:
-        return load_tensors(path, "latents")[0]["latents"]
-    calls = sampling.steps * -(-len(pairs.seeds) // batch)
-    label = (
-        f"{session.bundle.root.name} {sampling.steps} steps eta {sampling.eta:g} {session.target or FLOAT} {correct}"
-    )
-    with Progress(sys.stderr).bar(calls, label) as bar:
-        found = take(session, pairs, sampling, correct=correct, batch=batch, decode=False, on_step=bar.step)
-    save_tensors(path, {"latents": found.latents}, stamp)
-    return found.latents
+    """The finished latents [N, C, T, F] of one engine and correction, in parts, each read where it was drawn before."""
+    label = f"{sampling.steps} steps eta {sampling.eta:g} {session.target or FLOAT} {correct}"
+    with Progress(sys.stderr).bar(len(pairs.seeds), f"{session.bundle.root.name} {label}") as bar:
+        found = []
+        for start in range(0, len(pairs.seeds), PART):
+            part = Pairs(pairs.prompts[start : start + PART], pairs.seeds[start : start + PART])
+            stamp = replace(take_stamp(session, part, sampling, correct=correct, batch=batch), kind="latents")
+            path = keep / f"{digest_json(asdict(stamp))[-12:]}.safetensors"
+            if read_stamp(path) != stamp:
+                latents = take(session, part, sampling, correct=correct, batch=batch, decode=False).latents
+                save_tensors(path, {"latents": latents}, stamp)
+            found.append(load_tensors(path, "latents")[0]["latents"])
+            bar.step(len(part.seeds))
+    return np.concatenate(found)
 
 
 def compare(name: str, sampling: SamplingSettings, drawn: dict[str, np.ndarray]) -> list[dict[str, Any]]:
