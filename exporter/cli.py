@@ -385,7 +385,7 @@ def asked(arguments: argparse.Namespace) -> Sequence[str]:
     if given := read_prompts(arguments.prompts) if arguments.prompts else arguments.prompt:
         return given
     card = read_card(Bundle(arguments.bundle)) if arguments.bundle.is_dir() else {"rows": 0}
-    if arguments.row is not None and "rows" not in card:
+    if arguments.row is not None and not ("rows" in card or card.get("classes")):
         raise QuaverError(f"{arguments.bundle} has no rows of samples: say what to draw with --prompt")
     if arguments.row is not None:
         return [row_name(row) for row in arguments.row]
