@@ -40,7 +40,6 @@ class PromptSettings:
     """The table [prompts] of a recipe. The paper samples 100 captions and adds 700: count = 100, budget = 700."""
 
     source: str = "grammar"  # "grammar", "demo" (captions of the embedded model), "classes", or a .txt or .jsonl file
-    classes: int = 0  # how many the model draws, with source = "classes"; 0: it draws from noise alone
     aspects: str = ""  # a TOML file of aspects; empty: the paper's 7 modalities and 9 aspects
     embedding: str = ""  # a sentence-transformers model, hub id or folder, as topic model; empty: the offline lexicon
     generator: str = "grammar"  # what writes captions: "grammar", "llm", or your own as "package.module:function"
@@ -52,6 +51,7 @@ class PromptSettings:
     redundancy: Literal["ratio", "raw"] = "ratio"  # what tau bounds: R / (n (n - 1)), or R as the paper counts it
     i_max: int = 5000  # calls of the generator, over everything
     seed: int = 0
+    classes: int = 0  # how many the model draws, with source = "classes"; 0: it draws from noise alone
     llm: LLMSettings = field(default_factory=LLMSettings)
 
 
