@@ -96,7 +96,8 @@ def take(
     )
     stacked = np.concatenate([np.stack(steps) for steps in states], axis=1)
     sounds, mels, pictures = (_decoded(batches, name) for name in ("waveform", "mel", "image"))
-    return Take(stacked, sounds, mels, pictures, np.array(sum(drawn.clipped for drawn in batches)))
+    # every batch takes the same steps, so what one of them counts is not added up
+    return Take(stacked, sounds, mels, pictures, np.array(max(drawn.clipped for drawn in batches)))
 
 
 def _decoded(batches: Sequence[Batch], name: str) -> Array:

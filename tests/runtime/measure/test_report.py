@@ -11,6 +11,7 @@ import pytest
 from quaver.runtime.artifact import Stamp, digest_file, load_json, save_json, save_lines
 from quaver.runtime.audio import read_wav
 from quaver.runtime.bundle import Bundle
+from quaver.runtime.error_law import load_stats, save_stats
 from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.measure import report, trajectories, verdict
 from quaver.runtime.measure.plan import plan_facts
@@ -123,6 +124,20 @@ def test_a_killed_run_goes_on_with_the_takes_it_has(bundle: Bundle, monkeypatch:
     validate(bundle, SETTINGS, SAMPLING, stamp=STAMP, progress=quiet())
     assert drawn == ["d2-stochastic"]
     assert not bundle.shards("validate").exists()
+
+
+def test_clipped_steps_are_those_of_the_sampler_whatever_the_batch(bundle: Bundle):
+    """A residual of variance 25 leaves no noise at eta 1: four steps of one Gaussian over all channels."""
+    path, sampling = bundle.error_stats("ort-cpu"), replace(SAMPLING, eta=1.0)
+    stats = load_stats(path)
+    assert stats.binding is not None
+    loud = np.tile([[1.0, 0.0], [0.0, 25.0]], (4, 1, 1, 1))
+    save_stats(path, replace(stats, cov=loud, binding=replace(stats.binding, eta=1.0)), Stamp("stats"))
+    for batch in (2, 6):
+        validate(bundle, replace(SETTINGS, batch=batch, clips=0), sampling, stamp=STAMP, progress=quiet())
+        (engine,) = load_json(bundle.report_json, "validate")["engines"]
+        found = {row["name"]: row["clipped_steps"] for row in engine["corrections"]}
+        assert found == {"none": 0, "d2-deterministic": 4, "d2-stochastic": 0}
 
 
 def test_takes_of_another_engine_or_of_other_settings_are_drawn_anew(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
