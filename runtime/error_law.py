@@ -103,10 +103,13 @@ class ErrorStats:
         parts = [values for part in found if part for values in vars(part).values()]
         if any(len(part) != S for part in parts):
             raise ArtifactError("error statistics are not of one piece: 'quaver stats RECIPE' fits them anew")
+        for name in LAWS:
+            _check_law(name, getattr(self, name), S, C)
         if not all(np.isfinite(values).all() for values in (self.mean, self.cov, *parts)):
             raise ArtifactError("error statistics are not finite: 'quaver stats RECIPE' fits them anew")
 
 
+LAWS = ("local", "path")  # convolutions
 PARTS = {"local": Local, "path": Local, "branches": Gaussian, "simulated": Gaussian}  # that statistics may have
 
 
@@ -209,6 +212,20 @@ def refit(others: Mapping[str, Any]) -> str:
     """
     given = "".join(f" --set sampling.{name}={value}" for name, value in others.items())
     return f"'quaver run RECIPE --until stats{given}'" if given else "'quaver stats RECIPE'"
+
+
+def _check_law(name: str, law: Local | None, S: int, groups: int) -> None:
+    """Raise ArtifactError unless a law is a convolution of an odd width over as many channels as it answers."""
+    if law is None:
+        return
+    C, k = (law.weight.shape[axis] if law.weight.ndim == 5 else 0 for axis in (1, 4))
+    shapes = (law.weight.shape, law.bias.shape, law.var.shape)
+    if shapes != ((S, C, 2 * C, k, k), (S, C), (S, C)) or k % 2 == 0 or groups not in (1, C):
+        raise ArtifactError(
+            f"the law {name!r} of error statistics has weight, bias, var {', '.join(map(str, shapes))} for {S}"
+            f" timesteps and {groups} channels, expected [S, C, 2 C, k, k], [S, C], [S, C], k odd:"
+            " 'quaver stats RECIPE' fits them anew"
+        )
 
 
 def _part(name: str, kind: type, tensors: Mapping[str, np.ndarray]) -> Any:

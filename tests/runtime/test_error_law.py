@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quaver.runtime.artifact import Stamp, save_tensors
+from quaver.runtime.artifact import Stamp, load_tensors, save_tensors
 from quaver.runtime.error_law import PARTS, Gaussian, Local, check_binding, error_law, load_stats, save_stats
 from quaver.runtime.errors import ArtifactError
 from tests.runtime.gaussians import BINDING, TIMESTEPS, gaussian_stats, joint
@@ -97,3 +97,30 @@ def test_statistics_that_do_not_say_where_they_are_from_are_refused():
 def test_statistics_that_cannot_be_are_refused(change, says):
     with pytest.raises(ArtifactError, match=says):
         replace(gaussian_stats(*joint(0.5)), **change)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "var"),
+    [
+        ((3, 8, 8, 3, 3), (3, 8), (3, 8)),  # of q alone
+        ((3, 8, 16, 3, 1), (3, 8), (3, 8)),  # not square
+        ((3, 8, 16, 2, 2), (3, 8), (3, 8)),  # no middle
+        ((3, 8, 16), (3, 8), (3, 8)),
+        ((3, 8, 16, 3, 3), (3, 1), (3, 8)),
+        ((3, 8, 16, 3, 3), (3, 8), (3, 4)),
+        ((3, 4, 8, 3, 3), (3, 4), (3, 4)),  # of another latent than the Gaussian
+    ],
+)
+def test_a_law_that_is_no_convolution_of_these_channels_is_refused_when_it_is_read(weight, bias, var, tmp_path):
+    path, stats = tmp_path / "e.safetensors", gaussian_stats(*joint(0.5), channels=8)
+    save_stats(path, replace(stats, path=Local(np.ones((3, 8, 16, 3, 3)), np.ones((3, 8)), np.ones((3, 8)))), Stamp(""))
+    tensors, meta = load_tensors(path, "error_stats")
+    wrong = {
+        f"path.{name}": np.ones(shape)
+        for name, shape in zip(("weight", "bias", "var"), (weight, bias, var), strict=True)
+    }
+    save_tensors(path, tensors | wrong, Stamp("error_stats"), meta=meta)
+    with pytest.raises(
+        ArtifactError, match=rf"law 'path' .* {re.escape(str(weight))}, .* expected \[S, C, 2 C, k, k\].*quaver stats"
+    ):
+        load_stats(path)
