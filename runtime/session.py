@@ -5,6 +5,7 @@ Whatever is missing or was edited is said before anything runs, with the command
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -25,6 +26,8 @@ from quaver.runtime.text import load_tokenizer
 
 DEFAULT_TARGET = "ort-cpu"
 FLOAT = "float"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,8 @@ def check_complete(bundle: Bundle, card: Card, family: Family) -> None:
 def check_engine(bundle: Bundle, card: Card, path: Path, digest: str) -> None:
     """Raise ArtifactError when a denoiser of the bundle is not the one that was written there.
 
-    The card has the digest of the float graph, a target's sites that of its graph; other files are their owner's.
+    The card has the digest of the float graph, a target's sites that of its graph; other files are their owner's. Sites
+    that an older version wrote have none, and a warning says so.
     """
     target = path.name.removeprefix("unet.").removesuffix(".onnx")
     written, stage = None, "export"
@@ -180,6 +184,13 @@ def check_engine(bundle: Bundle, card: Card, path: Path, digest: str) -> None:
         written, stage = card.get("digests", {}).get(path.name), "trace"
     elif path == bundle.qdq(target) and bundle.sites(target).exists():
         written = load_json(bundle.sites(target), "export").get("digest")
+        if written is None:  # written before sites had it: most such graphs are whole, and run
+            log.warning(
+                "%s does not say the digest of %s, so an edited one would go unnoticed: %s writes both",
+                bundle.sites(target).name,
+                path.name,
+                rerun(bundle, stage),
+            )
     if written not in (None, digest):
         raise ArtifactError(f"{path} is not what was written, someone edited it: {rerun(bundle, stage)} mends it")
 

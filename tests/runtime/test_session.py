@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -117,6 +118,19 @@ def test_an_edited_denoiser_is_noticed_with_the_stage_that_writes_it(tiny_bundle
     wrong = written(tiny_bundle, lambda path: "sha256:0")
     with pytest.raises(ArtifactError, match=rf"unet\.{engine}\.onnx is not what was written.*RECIPE --force {stage}'"):
         opened(wrong, engine_file=engine)
+
+
+def test_sites_without_the_digest_of_their_graph_are_told_with_the_command_that_writes_it(tiny_bundle, caplog):
+    with caplog.at_level(logging.WARNING, logger="quaver"):
+        opened(written(tiny_bundle, digest_file))
+        assert caplog.text == ""
+        save_json(tiny_bundle.sites("ort-cpu"), {"sites": []}, Stamp("export"))
+        opened(tiny_bundle, engine_file="float")
+        assert caplog.text == ""
+        opened(tiny_bundle)
+    (said,) = caplog.messages
+    assert "unet.ort-cpu.sites.json does not say the digest of unet.ort-cpu.onnx" in said
+    assert "'quaver run RECIPE --force export' writes both" in said
 
 
 def test_what_is_no_bundle_is_said_so(tmp_path):
