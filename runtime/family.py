@@ -88,6 +88,8 @@ class Family:
                  bundle ends at latents
     fit          the family as one model has it, where its card and schedule say what `feeds` must know
     free_length  whether its U-Net takes latents of any length T
+    asks         what a prompt is to it: "text", the "number" of a row or class, or "nothing" that it would heed
+    example      a prompt that any of its models takes
     models       what was published of it, by name; the first says what a checkpoint without a configuration leaves open
     """
 
@@ -99,6 +101,8 @@ class Family:
     decode: Callable[[Parts, Array], dict[str, Array]]
     fit: Callable[[Card, Schedule], Family] | None = None
     free_length: bool = False
+    asks: str = "text"
+    example: str = "a sound"
     models: Mapping[str, Published] = field(default_factory=dict)
 
 

@@ -67,4 +67,5 @@ def end_at_latents(parts: Parts, latents: Any) -> dict[str, Any]:
 
 def fed_by_rows(family: Family) -> Family:
     """A family whose prompts are rows and whose samples end at latents."""
-    return replace(family, media="latents", components=(), embed=embed, decode=end_at_latents)
+    fed = replace(family, media="latents", components=(), embed=embed, decode=end_at_latents)
+    return replace(fed, asks="number", example=row_name(0))

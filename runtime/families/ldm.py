@@ -60,7 +60,9 @@ def decode(parts: Parts, latents: Array) -> dict[str, Any]:
 
 def fit(card: Card, schedule: Schedule) -> Family:
     """The family with the components of one model: a table of classes where it has classes."""
-    return replace(FAMILY, components=("class_encoder", *PARTS)) if card.get("classes") else FAMILY
+    if card.get("classes"):
+        return replace(FAMILY, components=("class_encoder", *PARTS), asks="number")
+    return replace(FAMILY, asks="nothing")
 
 
 def published(latent: tuple[int, int, int], beta_end: float, **sampling: Any) -> Published:
@@ -90,4 +92,4 @@ MODELS = {
     "ldm8-churches": published((4, 32, 32), 0.0155, steps=200, eta=0.0, guidance=1.0),
 }
 PARTS = ("image_decoder",)
-FAMILY = Family("ldm", "pictures", PARTS, embed, feeds, decode, fit=fit, models=MODELS)
+FAMILY = Family("ldm", "pictures", PARTS, embed, feeds, decode, fit=fit, models=MODELS, example=NO_CLASS)

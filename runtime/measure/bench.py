@@ -17,7 +17,6 @@ import numpy as np
 
 from quaver.runtime.denoise import initial_noise
 from quaver.runtime.errors import QuaverError
-from quaver.runtime.families.ldm import NO_CLASS
 from quaver.runtime.measure.compare import call_feeds, load_seconds
 from quaver.runtime.measure.cost import environment, file_bytes
 from quaver.runtime.measure.generation import generation_cost
@@ -25,11 +24,9 @@ from quaver.runtime.measure.latency import time_pair
 from quaver.runtime.measure.report import Subject
 from quaver.runtime.measure.table import Row, markdown
 from quaver.runtime.progress import Progress
-from quaver.runtime.rows import row_name
 from quaver.runtime.session import FLOAT, Session, open_bundle
 
 Report = dict[str, Any]
-PROMPT = "a sound"  # what a generation that is timed asks for
 
 
 def bench(
@@ -73,7 +70,7 @@ def time_engine(
         reference = stack.enter_context(open_bundle(bundle, engine_file=FLOAT, threads=threads))
         judged = stack.enter_context(open_bundle(bundle, engine_file=target, threads=threads))
         calls = {str(batch): _pair(reference, judged, target, batch, runs, warmup) for batch in batches}
-        prompts = _prompts(reference, 1)
+        prompts = (reference.family.example,)
     names = (FLOAT, target) if generations else ()
     files = {FLOAT: bundle.float_unet, target: bundle.engine(target)}
     return {
@@ -94,18 +91,12 @@ def time_engine(
 def _pair(reference: Session, judged: Session, target: str, batch: int, runs: int, warmup: int) -> Report:
     """Both engines on one random state of `batch` rows."""
     x_t, t = initial_noise(range(batch), reference.latent_shape), np.full(batch, reference.schedule.alpha_bar.size // 2)
-    feeds = call_feeds(reference, _prompts(reference, batch), x_t, t)
+    feeds = call_feeds(reference, (reference.family.example,) * batch, x_t, t)
     rng = np.random.default_rng(0)
     float_time, time, speedup = time_pair(
         lambda: reference.engine(feeds), lambda: judged.engine(feeds), rng=rng, runs=runs, warmup=warmup
     )
     return {FLOAT: asdict(float_time), target: asdict(time), "speedup": speedup.as_json()}
-
-
-def _prompts(session: Session, count: int) -> tuple[str, ...]:
-    if "rows" in session.card:
-        return (row_name(0),) * count
-    return (NO_CLASS if "classes" in session.card else PROMPT,) * count
 
 
 def bench_rows(report: Report) -> list[Row]:

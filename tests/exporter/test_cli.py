@@ -12,6 +12,7 @@ from quaver.calib.fanout import Fanout
 from quaver.exporter import cli
 from quaver.exporter.chain import Stage
 from quaver.exporter.stages import STAGES
+from quaver.exporter.verbs import looks, recipe
 from quaver.runtime.artifact import Stamp, save_json, save_lines, save_tensors
 from quaver.runtime.errors import ArtifactError
 
@@ -94,7 +95,7 @@ def test_what_happens_to_the_machine_is_one_line_too(capsys, monkeypatch, error,
     def verb(arguments):
         raise error
 
-    monkeypatch.setattr(cli, "do_doctor", verb)
+    monkeypatch.setattr(looks, "do_doctor", verb)
     code, out, err = status(capsys, "doctor")
     assert (code, out) == (left, "") and message in err and err.count("\n") == 1
 
@@ -104,7 +105,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, error):
     def verb(arguments):
         raise error
 
-    monkeypatch.setattr(cli, "do_doctor", verb)
+    monkeypatch.setattr(looks, "do_doctor", verb)
     with pytest.raises(type(error)):
         cli.main(["doctor"])
 
@@ -116,7 +117,7 @@ def test_stdout_is_the_written_paths_and_nothing_else(capsys, monkeypatch, tmp_p
         assert (until, force, overrides) == ("ranges", "trace", ["a.b=1", "c.d=2"])
         return [tmp_path / "report.json", tmp_path / "report.html"]
 
-    monkeypatch.setattr(cli, "run_recipe", stage)
+    monkeypatch.setattr(recipe, "run_recipe", stage)
     options = "--until ranges --force trace --set a.b=1 --set c.d=2 --workers 4"
     argv = ["run", "r.toml", *options.split()]
     code, out, err = status(capsys, *argv)
@@ -127,7 +128,7 @@ def test_stdout_is_the_written_paths_and_nothing_else(capsys, monkeypatch, tmp_p
 
 def test_every_stage_is_a_verb_and_one_that_wrote_nothing_prints_nothing(capsys, monkeypatch):
     called = []
-    monkeypatch.setattr(cli, "run_verb", lambda path, name, **options: called.append(name) or [])
+    monkeypatch.setattr(recipe, "run_verb", lambda path, name, **options: called.append(name) or [])
     for stage in STAGES:
         assert status(capsys, stage.name, "r.toml")[:2] == (0, "")
     assert called == [stage.name for stage in STAGES] and all(isinstance(stage, Stage) for stage in STAGES)
@@ -149,7 +150,7 @@ def test_sensitivity_turns_its_options_into_settings_and_prints_what_was_found(
         return [save_json(tmp_path / "sensitivity.json", {}, Stamp("sensitivity"))]
 
     seen = []
-    monkeypatch.setattr(cli, "run_verb", analyse)
+    monkeypatch.setattr(recipe, "run_verb", analyse)
     monkeypatch.setattr("quaver.exporter.proposal.describe", lambda table: "the table")
     code, out, _ = status(capsys, "sensitivity", "r.toml", *options)
     assert (code, seen) == (0, [("sensitivity", overrides)]) and out.startswith("the table\n")

@@ -8,6 +8,7 @@ import pytest
 from quaver.runtime.errors import QuaverError
 from quaver.runtime.families import ldm, make_an_audio, tango
 from quaver.runtime.family import FAMILIES, Parts, find_family
+from quaver.runtime.rows import fed_by_rows, row_number
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.schedule import read_schedule
 
@@ -72,6 +73,13 @@ def test_an_unconditional_model_has_no_rows():
 def test_a_table_of_classes_belongs_to_a_model_that_draws_them():
     assert ldm.fit({"classes": 10}, None).components == ("class_encoder", "image_decoder")
     assert ldm.fit({"classes": 0}, None).components == ("image_decoder",)
+
+
+def test_a_family_says_what_it_asks_for_and_gives_an_example_that_all_its_models_take():
+    assert [ldm.fit({"classes": n}, None).asks for n in (10, 0)] == ["number", "nothing"]
+    assert [ldm.class_number(ldm.FAMILY.example, n) for n in (10, 0)] == [10, 0]
+    fed = fed_by_rows(tango.FAMILY)
+    assert (tango.FAMILY.asks, fed.asks, row_number(fed.example, 1)) == ("text", "number", 0)
 
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"onnx"}))
