@@ -30,16 +30,14 @@ import numpy as np
 
 from benchmarks.figure4_picture import draw_figure4
 from benchmarks.figures import publish, table
-from benchmarks.model import REFERENCE, Reference, classes_of, load_reference
+from benchmarks.model import REFERENCE, Reference, hear, load_reference
 from benchmarks.orders import frechet, mean, order, resamples
 from benchmarks.variants import branch
 from quaver.exporter.stages import run_recipe
 from quaver.runtime.artifact import Stamp, atomic, load_tensors, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.generate import generate
-from quaver.runtime.measure import probe
 from quaver.runtime.measure.quality import Interval, snr_db
-from quaver.runtime.progress import Progress
 from quaver.runtime.session import FLOAT
 
 TARGET = "ort-cpu"
@@ -66,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = np.array_split(np.arange(count), given.seeds)
     if not given.only:
         run_recipe(given.recipe, until="trace")
-        hear(Bundle(given.recipe.with_suffix("")), FLOAT, reference, range(count), clips_file(given.out, "float"))
+        keep(Bundle(given.recipe.with_suffix("")), FLOAT, reference, range(count), clips_file(given.out, "float"))
     kinds = [given.only] if given.only else list(PROMPTS)
     for prompts in kinds:
         branch(given.recipe, given.out / prompts, ["trace"])
@@ -94,29 +92,18 @@ def calibrate(recipe: Path, out: Path, seed: int, prompts: str, reference: Refer
             f'export.targets=["{TARGET}"]',
         )
         run_recipe(recipe, until="export", overrides=settings, out=folder)
-        hear(Bundle(folder), TARGET, reference, clips, path)
+        keep(Bundle(folder), TARGET, reference, clips, path)
 
 
-def hear(bundle: Bundle, engine: str, reference: Reference, clips: Iterable[int], path: Path) -> None:
-    """Write latents [N, C, T, F], features [N, D] and classes [N, A] of one engine's clips, unless they are there."""
+def keep(bundle: Bundle, engine: str, reference: Reference, clips: Iterable[int], path: Path) -> None:
+    """Write what `hear` finds of one engine's clips, unless it is there."""
     if path.exists():
         return
     index = list(clips)
-    texts, latents, heard = [reference.texts[i] for i in index], [], []
+    texts = [reference.texts[i] for i in index]
     drawn = generate(bundle, texts, [SEED + i for i in index], engine_file=engine, batch=8)
-    with Progress().bar(len(index), path.stem) as bar:
-        for batch in drawn:
-            heard.append(probe.judge(bundle.probe, batch.decoded))
-            latents.append(batch.latents)
-            bar.step(len(batch.seeds))
-    outputs = {name: np.concatenate([part[name] for part in heard]) for name in heard[0]}
-    tensors = {
-        "latents": np.concatenate(latents),
-        "features": outputs[probe.FEATURES],
-        "classes": classes_of(probe.verdicts(outputs), reference.attributes),
-        "index": np.array(index),
-    }
-    save_tensors(path, tensors, Stamp(KIND))
+    heard = hear(drawn, bundle.probe, reference.attributes, count=len(index), label=path.stem)
+    save_tensors(path, {**heard, "index": np.array(index)}, Stamp(KIND))
 
 
 def report(out: Path, reference: Reference, parts: Sequence[np.ndarray]) -> None:

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from safetensors import safe_open
 
 from benchmarks.figures import publish
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.generate import generate
+from quaver.runtime.generate import Batch, generate
 from quaver.runtime.measure import probe
 from quaver.runtime.measure.frechet import half_distances
 from quaver.runtime.measure.quality import Interval, mean_interval
@@ -97,22 +96,38 @@ def judge(bundle: Bundle, engine: str, reference: Reference, count: int, samplin
     """What the probe hears in `count` clips of one engine, and how far their latents spread."""
     seeds = [SEED + i for i in range(count)]
     drawn = generate(bundle, reference.texts[:count], seeds, engine_file=engine, batch=10, **sampling)
-    latents, outputs = [], []
-    with Progress(sys.stderr).bar(count, f"model {engine}") as bar:
-        for batch in drawn:
-            outputs.append(probe.judge(bundle.probe, batch.decoded))
-            latents.append(batch.latents)
-            bar.step(len(batch.seeds))
-    heard = {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
-    classes = classes_of(probe.verdicts(heard), reference.attributes)
-    floor, distance = half_distances(reference.features[:count], heard[probe.FEATURES], rng=np.random.default_rng(0))
-    spread = float(np.concatenate(latents).std())
+    heard = hear(drawn, bundle.probe, reference.attributes, count=count, label=f"model {engine}")
+    rng = np.random.default_rng(0)
+    floor, distance = half_distances(reference.features[:count], heard["features"], rng=rng)
+    spread = float(heard["latents"].std())
     return {
-        **accuracies(classes, reference),
+        **accuracies(heard["classes"], reference),
         "Frechet": float(distance.mean()),
         "Frechet floor": float(floor.mean()),
         "latent std": spread,
         "std ratio": spread / float(reference.latent_std[-1]),
+    }
+
+
+def hear(
+    drawn: Iterable[Batch], network: Path, attributes: Sequence[str], *, count: int, label: str
+) -> dict[str, np.ndarray]:
+    """Of `count` clips as they are drawn: latents [N, C, T, F] and what the probe makes of them.
+
+    features [N, D], classes [N, A] in the order of `attributes`, and logits [N, K] of each as "logits.<attribute>".
+    """
+    latents, outputs = [], []
+    with Progress().bar(count, label) as bar:
+        for batch in drawn:
+            outputs.append(probe.judge(network, batch.decoded))
+            latents.append(batch.latents)
+            bar.step(len(batch.seeds))
+    heard = {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
+    return {
+        "latents": np.concatenate(latents),
+        "features": heard[probe.FEATURES],
+        "classes": classes_of(probe.verdicts(heard), attributes),
+        **{f"logits.{name}": logits for name, logits in heard.items() if name != probe.FEATURES},
     }
 
 

@@ -10,7 +10,7 @@ the model was never trained on.
 set distance   Frechet distance of the embedded probe's features to those of real clips of the same captions, which went
                through the same autoencoder and vocoder; not FD or FAD, whose networks are others
 against FP     that distance over the float model's own
-KL             of the probe's classes, float clip against this one (AudioGen's softmax form), mean over attributes
+KL             of the probe's classes, float clip against this one, in AudioGen's form; mean over attributes
 agreement      share of family, register and texture that the probe hears as the caption has them, in percent;
                difference to FP in points
 latency        one guided call (batch 2), float and row in turns
@@ -21,7 +21,6 @@ Clips lie below --keep under what they depend on: killed, it goes on. The bundle
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,19 +29,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import publish
-from benchmarks.model import REFERENCE, Reference, classes_of, load_reference
+from benchmarks.model import REFERENCE, Reference, hear, load_reference
 from benchmarks.orders import Measured, frechet, mean, resamples
 from benchmarks.variants import branch
 from quaver.exporter.stages import run_recipe
 from quaver.runtime.artifact import Stamp, digest_file, digest_json, load_tensors, read_stamp, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.generate import generate_from
-from quaver.runtime.measure import probe
 from quaver.runtime.measure.compare import call_feeds
 from quaver.runtime.measure.cost import file_bytes
+from quaver.runtime.measure.divergence import paired_kl, softmax
 from quaver.runtime.measure.latency import time_pair
 from quaver.runtime.measure.quality import Interval, mean_interval, relative_error
-from quaver.runtime.progress import Progress
 from quaver.runtime.session import FLOAT, open_bundle, sampling_of
 
 TARGET, KIND = "ort-cpu", "clips"
@@ -74,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     reference = load_reference(REFERENCE)
     count = min(given.clips, len(reference.texts))
     lines = engines(given.recipe8, given.recipe4, given.keep, given.correct)
-    clips = {line.name: hear(line, reference, count, given.keep) for line in lines}
+    clips = {line.name: clips_of(line, reference, count, given.keep) for line in lines}
     rows = table_of(lines, clips, reference, count, given.runs)
     publish(
         "table_audio",
@@ -100,8 +98,8 @@ def engines(recipe8: Path, recipe4: Path, keep: Path, corrections: Sequence[str]
     return [Line("FP", eight, FLOAT, "none"), Line("8W16A", Bundle(sixteen), TARGET, "none"), *integer]
 
 
-def hear(line: Line, reference: Reference, count: int, keep: Path) -> dict[str, np.ndarray]:
-    """Latents [N, C, T, F], features [N, D], classes [N, A] and log-probabilities of `count` clips of a row."""
+def clips_of(line: Line, reference: Reference, count: int, keep: Path) -> dict[str, np.ndarray]:
+    """What `hear` finds of `count` clips of a row, kept in a folder."""
     with open_bundle(line.bundle, engine_file=line.engine) as session:
         sampling, seeds = sampling_of(session), [SEED + i for i in range(count)]
         stats = {} if line.correct == "none" else {"stats": digest_file(line.bundle.error_stats(line.engine))}
@@ -110,34 +108,16 @@ def hear(line: Line, reference: Reference, count: int, keep: Path) -> dict[str, 
         path = keep / f"{digest_json(asdict(stamp))[-12:]}.safetensors"
         if read_stamp(path) == stamp:
             return load_tensors(path, KIND)[0]
-        heard, latents = [], []
         drawn = generate_from(session, reference.texts[:count], seeds, sampling, correct=line.correct, batch=10)
-        with Progress(sys.stderr).bar(count, f"clips {line.name}") as bar:
-            for batch in drawn:
-                heard.append(probe.judge(line.bundle.probe, batch.decoded))
-                latents.append(batch.latents)
-                bar.step(len(batch.seeds))
-    outputs = {name: np.concatenate([part[name] for part in heard]) for name in heard[0]}
-    tensors = {
-        "latents": np.concatenate(latents),
-        "features": outputs[probe.FEATURES],
-        "classes": classes_of(probe.verdicts(outputs), reference.attributes),
-        **{f"log.{name}": log_softmax(logits) for name, logits in outputs.items() if name != probe.FEATURES},
-    }
-    save_tensors(path, tensors, stamp)
-    return tensors
+        found = hear(drawn, line.bundle.probe, reference.attributes, count=count, label=f"clips {line.name}")
+    save_tensors(path, found, stamp)
+    return found
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities [N, K] of logits [N, K]."""
-    shifted = np.asarray(logits, np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def divergence(of: Mapping[str, np.ndarray], against: Mapping[str, np.ndarray]) -> np.ndarray:
-    """KL(against | of) [N] of the probe's classes, mean over attributes."""
-    names = [name for name in of if name.startswith("log.")]
-    return np.mean([(np.exp(against[n]) * (against[n] - of[n])).sum(axis=1) for n in names], axis=0)
+def divergence(judged: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> np.ndarray:
+    """KL(reference | judged) [N] of the probe's classes, mean over attributes."""
+    names = [name for name in reference if name.startswith("logits.")]
+    return np.mean([paired_kl(softmax(reference[name]), softmax(judged[name])) for name in names], axis=0)
 
 
 def table_of(

@@ -11,6 +11,7 @@ from benchmarks import corrections, int8, model
 from quaver.calib.error_stats import StatsSettings, collect_error_stats
 from quaver.runtime.artifact import Stamp, digest_file, save_lines
 from quaver.runtime.bundle import Bundle
+from quaver.runtime.generate import Batch
 from quaver.runtime.measure.quality import Interval
 from quaver.runtime.progress import quiet
 from quaver.runtime.sample import SamplingSettings
@@ -48,6 +49,19 @@ def test_a_reference_is_read_as_documented_and_accuracy_is_the_share_of_hits(tmp
 def test_classes_are_found_by_attribute_name_whatever_their_order():
     verdicts = {"register": np.array([1, 2]), "family": np.array([3, 4])}
     assert model.classes_of(verdicts, ("family", "register")).tolist() == [[3, 1], [4, 2]]
+
+
+def test_what_is_heard_of_clips_is_in_their_order_and_in_that_of_the_attributes(monkeypatch: pytest.MonkeyPatch):
+    def judge(network: Path, decoded: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"register": np.eye(3)[decoded["mel"] % 3], "family": np.eye(2)[decoded["mel"] % 2], "features": mels}
+
+    mels = np.arange(2)
+    drawn = [Batch(np.full((2, 1), i), {"mel": mels + 2 * i}, ("", ""), (0, 1)) for i in range(2)]
+    monkeypatch.setattr("quaver.runtime.measure.probe.judge", judge)
+    heard = model.hear(drawn, Path("probe.onnx"), ("family", "register"), count=4, label="")
+    assert heard["latents"].ravel().tolist() == [0, 0, 1, 1] and heard["features"].tolist() == [0, 1, 0, 1]
+    assert heard["classes"].tolist() == [[0, 0], [1, 1], [0, 2], [1, 0]]
+    assert np.array_equal(heard["logits.register"], np.eye(3)[[0, 1, 2, 0]])
 
 
 @pytest.mark.parametrize(
