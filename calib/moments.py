@@ -45,15 +45,6 @@ def no_moments(shape: tuple[int, ...]) -> Moments:
     return Moments(zero, zero, zero, np.full(shape, np.inf), np.full(shape, -np.inf))
 
 
-def moments_of(values: np.ndarray, *, axis: int | tuple[int, ...] | None = None) -> Moments:
-    """Moments of `values` over `axis` (over everything when None)."""
-    values = np.asarray(values, np.float64)
-    mean = values.mean(axis=axis, keepdims=True)
-    m2 = ((values - mean) ** 2).sum(axis=axis)
-    count = np.full(m2.shape, values.size / max(m2.size, 1))
-    return Moments(count, mean.reshape(m2.shape), m2, values.min(axis=axis), values.max(axis=axis))
-
-
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Moments of both samples together, element by element."""
     count = a.count + b.count

@@ -212,14 +212,6 @@ def pack_int4(codes: np.ndarray) -> np.ndarray:
     return nibbles[0::2] | (nibbles[1::2] << 4)
 
 
-def unpack_int4(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The int8 codes of `pack_int4` in their original shape."""
-    nibbles = np.empty(2 * packed.size, np.uint8)
-    nibbles[0::2], nibbles[1::2] = packed & 0xF, packed >> 4
-    signed = ((nibbles ^ 8).astype(np.int8) - 8)[: int(np.prod(shape, dtype=np.int64))]
-    return signed.reshape(shape)
-
-
 def _along(value: ArrayLike, ndim: int, axis: int | None) -> np.ndarray:
     """Shape [n] to [1, .., n, .., 1] so that it broadcasts along `axis` only."""
     array = np.asarray(value)

@@ -138,32 +138,6 @@ def to_eps(out: Array, x_t: Array, t: float, schedule: Schedule) -> Array:
     return (x_t - signal * out) / noise
 
 
-def to_x0(out: Array, x_t: Array, t: float, schedule: Schedule) -> Array:
-    """What the network said, `out` [B, C, H, W], as the clean sample x_0 [B, C, H, W]."""
-    signal, noise = _levels(schedule, t)
-    if schedule.prediction == "epsilon":
-        return (x_t - noise * out) / signal
-    if schedule.prediction == "v_prediction":
-        return signal * x_t - noise * out
-    return out
-
-
-def from_eps(eps: Array, x_t: Array, t: float, schedule: Schedule) -> Array:
-    """The inverse of `to_eps`: eps [B, C, H, W] as what the network would have said."""
-    signal, noise = _levels(schedule, t)
-    if schedule.prediction == "epsilon":
-        return eps
-    if schedule.prediction == "v_prediction":
-        return (eps - noise * x_t) / signal
-    return (x_t - noise * eps) / signal
-
-
-def add_noise(x_0: Array, eps: Array, t: float, schedule: Schedule) -> Array:
-    """x_t [B, C, H, W] from the clean sample and the noise."""
-    signal, noise = _levels(schedule, t)
-    return signal * x_0 + noise * eps
-
-
 def _levels(schedule: Schedule, t: float) -> tuple[float, float]:
     """sqrt(a_t), sqrt(1 - a_t)."""
     a = alpha_bar_at(schedule, t)

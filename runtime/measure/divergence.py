@@ -1,7 +1,6 @@
 """What a classifier hears in two sets, as divergences of its class probabilities p(y|x).
 
     paired    KL_i  = sum over y of p(y|r_i) ln( p(y|r_i) / (p(y|g_i) + 1e-6) )              one item: reference, judged
-    of sets   KL    = the same of the mean probabilities of either set
     score     IS    = exp( mean over x of sum over y of p(y|x) ln( p(y|x) / p(y) ) )
 
 The paired form is that of AudioGen (Kreuk et al. 2023) as evaluations of text-to-audio compute it, softmax and 1e-6
@@ -29,12 +28,6 @@ def paired_kl(reference: Array, judged: Array) -> Array:
     if np.shape(reference) != np.shape(judged):
         raise ValueError(f"paired probabilities differ in shape: {np.shape(reference)} and {np.shape(judged)}")
     return _relative_entropy(reference, np.asarray(judged, np.float64) + EPSILON)
-
-
-def kl_of_sets(reference: Array, judged: Array) -> float:
-    """KL divergence of the mean probabilities of two sets `[N, K]` and `[M, K]`, in nats."""
-    p, q = (np.asarray(rows, np.float64).mean(axis=0) for rows in (reference, judged))
-    return float(_relative_entropy(p, q + EPSILON))
 
 
 def inception_score(probabilities: Array, *, splits: int = 1) -> float:

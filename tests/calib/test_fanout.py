@@ -21,14 +21,7 @@ import pytest
 from quaver.calib.capture import CaptureSettings, capture
 from quaver.calib.error_stats import StatsSettings, collect_error_stats
 from quaver.calib.fanout import Fanout, Work, clear, map_shards
-from quaver.calib.moments import (
-    joint_of,
-    merge_joint,
-    merge_moments,
-    moments_of,
-    no_joint,
-    no_moments,
-)
+from quaver.calib.moments import joint_of, merge_joint, no_joint
 from quaver.calib.observers import init, merge, update
 from quaver.calib.ranges import RangeSettings, collect_ranges
 from quaver.runtime.artifact import Stamp, load_tensors
@@ -175,12 +168,6 @@ def alive(pid: int) -> bool:
 def test_one_shard_is_four_shards_to_1e_10() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, (1000, 5, 2))
     parts = np.array_split(values, 4)
-    whole, merged = (
-        reduce(merge_moments, (moments_of(part[..., 0], axis=0) for part in some), no_moments((5,)))
-        for some in ([values], parts)
-    )
-    for name in ("count", "mean", "m2", "amin", "amax"):
-        np.testing.assert_allclose(getattr(merged, name), getattr(whole, name), rtol=1e-10)
     joints = [
         reduce(merge_joint, (joint_of(part.swapaxes(0, 1)) for part in some), no_joint((5,), 2))
         for some in ([values], parts)

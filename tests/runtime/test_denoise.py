@@ -15,7 +15,7 @@ from quaver.runtime.family import find_family
 from quaver.runtime.generate import generate_from
 from quaver.runtime.measure.trajectories import Pairs, take
 from quaver.runtime.sample import SamplingSettings, sample_ddim
-from quaver.runtime.schedule import from_eps, read_schedule, timesteps
+from quaver.runtime.schedule import read_schedule, timesteps
 from quaver.runtime.session import open_bundle
 
 FAMILY = find_family("audioldm")
@@ -33,7 +33,9 @@ def reporting(schedule):
         assert feeds["timestep"].dtype == np.int64
         assert feeds["timestep"].shape == (len(x),)
         eps = np.tanh(x) * feeds["class_labels"][:, :, None, None]
-        return from_eps(eps, x, t, schedule)
+        noise, signal = np.sqrt(1 - schedule.alpha_bar[t]), np.sqrt(schedule.alpha_bar[t])
+        v, x_0 = (eps - noise * x) / signal, (x - noise * eps) / signal
+        return {"epsilon": eps, "v_prediction": v, "sample": x_0}[schedule.prediction]
 
     return engine
 

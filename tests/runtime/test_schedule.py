@@ -10,15 +10,12 @@ import pytest
 from quaver.runtime.errors import ArtifactError, QuaverError
 from quaver.runtime.schedule import (
     Schedule,
-    add_noise,
     alpha_bar_at,
-    from_eps,
     load_schedule,
     previous,
     read_schedule,
     timesteps,
     to_eps,
-    to_x0,
 )
 
 AUDIOLDM = {
@@ -81,17 +78,15 @@ def test_latent_diffusion_visits_951_to_1_in_20_steps_and_ends_at_the_first_leve
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_every_prediction_returns_the_noise_and_the_sample_it_was_made_of(prediction):
+def test_every_prediction_returns_the_noise_it_was_made_of(prediction):
     schedule = read_schedule({**AUDIOLDM, "prediction_type": prediction})
     rng = np.random.default_rng(0)
     x_0, eps = rng.standard_normal((2, 2, 3, 4, 4))
     for t in (0, 1, 500, 999):
         a = schedule.alpha_bar[t]
-        x_t = add_noise(x_0, eps, t, schedule)
+        x_t = np.sqrt(a) * x_0 + np.sqrt(1 - a) * eps
         out = {"epsilon": eps, "sample": x_0, "v_prediction": np.sqrt(a) * eps - np.sqrt(1 - a) * x_0}[prediction]
         np.testing.assert_allclose(to_eps(out, x_t, t, schedule), eps, atol=1e-10)
-        np.testing.assert_allclose(to_x0(out, x_t, t, schedule), x_0, atol=1e-10)
-        np.testing.assert_allclose(from_eps(eps, x_t, t, schedule), out, atol=1e-10)
 
 
 def test_v_error_is_eps_error_over_the_signal_level():
