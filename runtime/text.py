@@ -11,7 +11,7 @@ import numpy as np
 
 from quaver.runtime.errors import ArtifactError, QuaverError
 
-MAX_CHARACTERS = 2000
+MAX_CHARACTERS = 20_000  # what a tokenizer cuts is told; more than this was pasted by mistake
 
 log = logging.getLogger(__name__)
 

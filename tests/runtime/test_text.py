@@ -44,8 +44,8 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path):
 
 
 def test_a_prompt_may_be_as_long_as_the_limit_and_no_longer():
-    check_prompts(["x" * MAX_CHARACTERS])
-    with pytest.raises(QuaverError, match="at most 2000"):
+    check_prompts(["x" * MAX_CHARACTERS, "a low note, " * 1000])  # ten kilobytes of text are a prompt
+    with pytest.raises(QuaverError, match="at most 20000"):
         check_prompts(["x" * (MAX_CHARACTERS + 1)])
 
 
