@@ -64,7 +64,7 @@ def test_a_model_that_is_conditioned_must_be_told_what_to_draw(capsys):
         (["run", "r.toml", "--workers", "0"], "--workers is 0, expected 1 or more"),
         (["generate", "no/bundle", "--prompt", "x"], "no bundle at no/bundle: 'quaver run"),
         (["generate", "b", "--prompt", " \n"], "prompt 1 is empty"),
-        (["generate", "b", "--prompt", "x" * 10_000], "prompt 1 has 10000 characters, expected at most 2000"),
+        (["generate", "b", "--prompt", "x" * 30_000], "prompt 1 has 30000 characters, expected at most 20000"),
         (["generate", "b", "--prompt", "x", "--seed", "-1"], "seed -1 is out of range"),
         (["generate", "b", "--prompt", "x", "--batch", "0"], "batch is 0, expected 1 or more"),
         (["generate", "b", "--prompts", "none.txt"], "cannot read none.txt (No such file or directory): --prompts"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quaver.runtime.artifact import Stamp
+from quaver.runtime.artifact import Stamp, digest_file
 from quaver.runtime.correct import Corrected
 from quaver.runtime.engine import open_engine
 from quaver.runtime.error_law import ErrorStats, save_stats
@@ -24,6 +24,7 @@ from quaver.runtime.generate import (
     preview,
     step_noise,
 )
+from quaver.runtime.measure.trajectories import Pairs, take_stamp
 from quaver.runtime.sample import SamplingSettings, sample_ddim
 from quaver.runtime.samplers import PLANS
 from quaver.runtime.session import open_bundle, sampling_of
@@ -123,13 +124,59 @@ def test_fitted_corrections_run_by_name_and_change_the_sample(tiny_bundle, eta):
 
 @pytest.mark.parametrize(
     ("other", "says"),
-    [({"guidance": 4.0}, "guidance 2.0, now 4.0"), ({"steps": 6}, "steps 5, now 6"), ({"eta": 1.0}, "eta")],
+    [
+        ({"guidance": 4.0}, "ddim-5-g4 .*RECIPE --guidance 4'"),
+        ({"steps": 6}, "ddim-6-g2 .*RECIPE --steps 6', .* --interpolate-stats"),
+        ({"eta": 1.0}, "ddim-5-eta1-g2 .*RECIPE --eta 1'"),
+        ({"sampler": "ddpm", "steps": 6}, "ddpm-6-g2 .*RECIPE --sampler ddpm --steps 6'"),
+    ],
 )
 def test_statistics_of_other_settings_are_refused(tiny_bundle, other, says):
     settings = SamplingSettings(steps=5, guidance=2.0)
     save_stats(tiny_bundle.error_stats("ort-cpu"), fit(tiny_bundle, settings), Stamp("stats"))
-    with pytest.raises(ArtifactError, match=rf"{says}.*quaver run RECIPE --until stats --set sampling"):
+    with pytest.raises(ArtifactError, match=rf"statistics are of ddim-5-g2, and {says}") as error:
         run(tiny_bundle, correct="d2-deterministic", **other)
+    assert ("--interpolate-stats" in str(error.value)) == (other == {"steps": 6})  # where it would help
+
+
+def test_of_several_statistics_those_of_the_sampling_are_used(tiny_bundle):
+    """Each file by its name alone draws what it draws beside the others; where none fits, all are named."""
+    ways = [SamplingSettings(steps=5, guidance=2.0), SamplingSettings(steps=6, eta=1.0, guidance=2.0)]
+    asked = {"correct": "d2-deterministic", "steps": 6, "eta": 1.0}
+    own, other = tiny_bundle.error_stats("ort-cpu"), tiny_bundle.error_stats("ort-cpu", ways[1])
+    assert other.name == "error_stats.ort-cpu.ddim-6-eta1-g2.safetensors"
+    save_stats(own, fit(tiny_bundle, ways[1]), Stamp("stats"))
+    expected, _ = run(tiny_bundle, **asked)
+    for path, way in zip((own, other), ways, strict=True):
+        save_stats(path, fit(tiny_bundle, way), Stamp("stats"))
+    np.testing.assert_array_equal(run(tiny_bundle, **asked)[0], expected)
+    run(tiny_bundle, correct="d2-deterministic")
+    recipe = tiny_bundle.root.with_name("tiny.toml")
+    recipe.write_text("")
+    with pytest.raises(
+        ArtifactError,
+        match=rf"of ddim-5-g2, ddim-6-eta1-g2, and ddim-6-g2 .* 'quaver stats {recipe} --steps 6'",
+    ):
+        run(tiny_bundle, correct="d2-deterministic", steps=6)
+    own.unlink()
+    np.testing.assert_array_equal(run(tiny_bundle, **asked)[0], expected)
+
+
+def test_a_take_depends_on_the_statistics_that_are_used(tiny_bundle):
+    ways = [SamplingSettings(steps=5, guidance=2.0), SamplingSettings(steps=6, guidance=2.0)]
+    paths = [tiny_bundle.error_stats("ort-cpu"), tiny_bundle.error_stats("ort-cpu", ways[1])]
+    for path, way in zip(paths, ways, strict=True):
+        save_stats(path, fit(tiny_bundle, way), Stamp("stats"))
+    with open_bundle(tiny_bundle) as session:
+        for path, way in zip(paths, ways, strict=True):
+            stamp = take_stamp(session, Pairs(("a",), (1,)), way, correct="mean", batch=1)
+            assert stamp.inputs["error_stats"] == digest_file(path)
+
+
+def test_the_command_that_fits_says_the_target_where_the_recipe_fits_another(tiny_bundle):
+    shutil.copyfile(tiny_bundle.qdq("ort-cpu"), tiny_bundle.qdq("other"))
+    with pytest.raises(ArtifactError, match=r"'quaver stats RECIPE --guidance 4 --set stats\.target=other'"):
+        run(tiny_bundle, correct="mean", engine_file="other", guidance=4.0)
 
 
 def test_statistics_between_the_fitted_timesteps_serve_when_asked_for(tiny_bundle):
@@ -137,7 +184,7 @@ def test_statistics_between_the_fitted_timesteps_serve_when_asked_for(tiny_bundl
         tiny_bundle.error_stats("ort-cpu"), fit(tiny_bundle, SamplingSettings(steps=5, guidance=2.0)), Stamp("stats")
     )
     asked = {"steps": 4, "correct": "d2-deterministic"}
-    with pytest.raises(ArtifactError, match="steps 5, now 4"):
+    with pytest.raises(ArtifactError, match="of ddim-5-g2, and ddim-4-g2 is asked for"):
         run(tiny_bundle, **asked)
     served, _ = run(tiny_bundle, **asked, interpolate=True)
     plain, _ = run(tiny_bundle, steps=4)
