@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from quaver.runtime.audio import write_wav
+from quaver.runtime.bundle import Bundle
 from quaver.runtime.measure import hearing
-from quaver.runtime.measure.features import Heard, Network
+from quaver.runtime.measure.features import Heard, Network, open_network
 from quaver.runtime.measure.hearing import Scene
 from quaver.runtime.measure.trajectories import Take
 
@@ -67,6 +69,19 @@ def test_real_clips_have_a_distance_and_a_floor_of_their_own(sounds: Take, tmp_p
     own, same = floors["float"]["distance of ears to real"], found["corrections"][0]["measures"]
     assert same["distance of ears to real"] == own
     assert 0 < floors["real against real"]["distance of ears to real"]["value"] < 1
+
+
+def test_features_that_the_example_keeps_of_real_clips_say_what_the_clips_do(bundle: Bundle, tmp_path: Path):
+    for i, clip in enumerate(np.random.default_rng(1).uniform(-0.9, 0.9, (6, 300))):
+        write_wav(tmp_path / "clips" / f"{i}.wav", clip, 16000)
+    example = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "reference_features.py"))
+    example["main"](str(bundle.root), str(tmp_path / "clips"), "probe", str(tmp_path / "kept.safetensors"))
+    network, scene = open_network("probe", rate=16000, probe=bundle.probe), replace(SCENE, probe=bundle.probe)
+    kept, taken = (
+        hearing.real_features(replace(scene, reference=str(tmp_path / name)), network, (6, 256))[0]
+        for name in ("kept.safetensors", "clips")
+    )
+    assert kept.shape == (6, 5) and np.array_equal(kept, taken)
 
 
 @pytest.mark.parametrize(
