@@ -240,7 +240,7 @@ def test_a_setting_that_cannot_be_meant_is_one_line(made_bundle, asked, says):
     [
         ([], [], "no prompt given"),
         (["  "], [0], "prompt 1 is empty"),
-        (["a", "b" * 10_000], [0, 1], "prompt 2 has 10000 characters, expected at most 2000"),
+        (["a", "b" * 30_000], [0, 1], "prompt 2 has 30000 characters, expected at most 20000"),
         (["a"], [0, 1], "one seed per sample"),
         (["a"], [-1], "expected 0 to 4294967295"),
     ],
