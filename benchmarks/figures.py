@@ -10,22 +10,18 @@ as value, low and high.
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from quaver.runtime.measure.cost import environment, installed
 from quaver.runtime.measure.quality import Interval
 
-LIBRARIES = ("quaver", "numpy", "onnxruntime", "torch", "onnx", "tensorrt-rtx-cu13")
+LIBRARIES = ("torch", "onnx", "tensorrt-rtx-cu13")  # beside those that decide a latency
 
 
 def machine() -> dict[str, str]:
     """What this ran on: processor, cores, system, Python, and the libraries that matter."""
-    found = {"processor": _processor(), "cores": str(len(os.sched_getaffinity(0))), "system": platform.platform()}
-    return {**found, "python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}}
+    return environment() | {name: installed(name) for name in LIBRARIES}
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -57,16 +53,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, Interval):
         return f"{value.value:.4g} [{value.low:.4g}, {value.high:.4g}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
