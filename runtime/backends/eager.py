@@ -7,7 +7,6 @@ import importlib.util
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,5 @@ class EagerEngine:
     def __enter__(self) -> EagerEngine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -27,7 +27,6 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -106,9 +105,7 @@ class OnnxEngine:
     def __enter__(self) -> OnnxEngine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _fitting(self, name: str, array: np.ndarray) -> np.ndarray:

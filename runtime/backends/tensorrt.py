@@ -12,7 +12,6 @@ import importlib.util
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -103,9 +102,7 @@ class PlanEngine:
     def __enter__(self) -> PlanEngine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _context(self, opened: Opened, given: Mapping[str, Any]) -> Context:
