@@ -36,7 +36,7 @@ from quaver.calib.fanout import KIND as SHARD
 from quaver.calib.prompts import load_prompts
 from quaver.calib.trajectories import Shard, split_prompts
 from quaver.runtime.artifact import Stamp, digest_file, digest_json
-from quaver.runtime.bundle import Bundle
+from quaver.runtime.bundle import Bundle, sampling_name
 from quaver.runtime.engine import open_engine
 from quaver.runtime.error_law import Local, save_stats
 from quaver.runtime.errors import EngineError, RecipeError
@@ -96,14 +96,44 @@ def collect_error_stats(
     progress: Progress,
     fanout: Fanout = HERE,
 ) -> Path:
-    """Write error_stats.<target>.safetensors: timesteps [S], mean [S, C|1, 2], cov [S, C|1, 2, 2], count [S] float64,
-    and the parts of `ErrorStats`.
+    """Write error_stats.<target>.safetensors, of the recipe's sampling. Raises: as `collect`."""
+    place = bundle.error_stats(settings.target), bundle.shards("stats")
+    return collect(bundle, settings, sampling, *place, stamp=stamp, progress=progress, fanout=fanout)
+
+
+def collect_beside(
+    bundle: Bundle,
+    settings: StatsSettings,
+    sampling: SamplingSettings,
+    *,
+    stamp: Stamp,
+    progress: Progress,
+    fanout: Fanout = HERE,
+) -> Path:
+    """Write the file of another sampling beside that of the recipe's. Raises: as `collect`."""
+    place = bundle.error_stats(settings.target, sampling), bundle.shards(f"stats-{sampling_name(sampling)}")
+    return collect(bundle, settings, sampling, *place, stamp=stamp, progress=progress, fanout=fanout)
+
+
+def collect(
+    bundle: Bundle,
+    settings: StatsSettings,
+    sampling: SamplingSettings,
+    path: Path,
+    folder: Path,
+    *,
+    stamp: Stamp,
+    progress: Progress,
+    fanout: Fanout = HERE,
+) -> Path:
+    """Write error statistics to `path`: timesteps [S], mean [S, C|1, 2], cov [S, C|1, 2, 2], count [S] float64, and the
+    parts of `ErrorStats`; `folder` keeps what is done of it until all is.
 
     `meta` holds the binding; per timestep the share of the error's variance that the output explains, and of the
     squared error that either law takes off where it was not fitted; what trimming did; the error of every round.
     Raises: EngineError when an engine gives nothing finite at a timestep.
     """
-    texts, folder = [row["text"] for row in load_prompts(bundle, "calib")], bundle.shards("stats")
+    texts = [row["text"] for row in load_prompts(bundle, "calib")]
     shards = split_prompts([texts[i % len(texts)] for i in range(settings.trajectories)], settings.seed, settings.batch)
     key = digest_json([asdict(stamp), asdict(settings), asdict(sampling)])
     pair = Pair(
@@ -125,7 +155,7 @@ def collect_error_stats(
         law, on_path = follow(pair, some, folder / "path.safetensors", Stamp(SHARD, settings=key), progress)
         stats, held = replace(stats, path=law), {**held, "path": on_path.mean(axis=1).tolist()}
     meta |= {"explained": explained(stats), "held_out": held, "dropped": fitted.dropped, "trimmed": fitted.trimmed}
-    path = save_stats(bundle.error_stats(settings.target), stats, stamp, meta={**meta, "settings": asdict(settings)})
+    save_stats(path, stats, stamp, meta={**meta, "settings": asdict(settings)})
     clear(folder)
     return path
 

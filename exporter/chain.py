@@ -12,7 +12,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,10 @@ def run_all(run: Run, *, until: str | None = None, force: str | None = None) -> 
     return files(run.chain[last], run)
 
 
-def run_one(run: Run, name: str) -> list[Path]:
+def run_one(run: Run, name: str, *, beside: Recipe | None = None) -> list[Path]:
     """Run one stage, current or not, on what the stages before it left, and return its files.
 
+    `beside`: settings of this stage alone, which leave the bundle's recipe, and what was made by it, as they are.
     Raises: ArtifactError with the command to type when what it reads is missing or out of date; whatever it raises.
     """
     stage = find(run.chain, name)
@@ -92,9 +93,11 @@ def run_one(run: Run, name: str) -> list[Path]:
         if not earlier.optional and (reason := stale(earlier, run)):
             advice = run.until(earlier.name)
             raise ArtifactError(f"{name} needs {earlier.name}, which is out of date ({reason}): {advice}")
-    keep_recipe(run)
-    run_stage(stage, run, "asked for")
-    return files(stage, run)
+    if beside is None:
+        keep_recipe(run)
+    alone = replace(run, recipe=beside or run.recipe)
+    run_stage(stage, alone, "asked for")
+    return files(stage, alone)
 
 
 @contextmanager

@@ -6,14 +6,16 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from quaver.calib.explained import columns
 from quaver.exporter.plans.text import describe_plan
 from quaver.runtime.artifact import load_tensors, read_stamp
+from quaver.runtime.bundle import sampling_name
 from quaver.runtime.error_law import KIND as STATS
-from quaver.runtime.error_law import load_stats
+from quaver.runtime.error_law import Binding, load_stats
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.modelproto import read_metadata
 
@@ -34,10 +36,13 @@ def describe(path: Path) -> str:
 
 
 def folder_lines(folder: Path) -> Iterator[str]:
-    """One line a file: bytes, kind, name."""
+    """One line a file: bytes, kind, name; of error statistics also the sampling they are of."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         stamp = read_stamp(path)
-        yield f"{path.stat().st_size:>13,}  {stamp.kind if stamp else '-':<9}  {path.relative_to(folder).as_posix()}"
+        name = path.relative_to(folder).as_posix()
+        bound = head(path).get("binding") if stamp and stamp.kind == STATS else None
+        of = f"  of {sampling_name(Binding(**bound))}" if bound else ""
+        yield f"{path.stat().st_size:>13,}  {stamp.kind if stamp else '-':<9}  {name}{of}"
 
 
 def file_lines(path: Path) -> Iterator[str]:
@@ -62,10 +67,15 @@ def tensor_lines(path: Path) -> Iterator[str]:
         for name in sorted(file.keys()):
             part = file.get_slice(name)
             yield f"  {name}  {part.get_dtype()} {part.get_shape()}"
-        meta = json.loads((file.metadata() or {}).get("quaver", "{}")).get("meta", {})
-    yield from json_items(meta)
+    yield from json_items(head(path))
     if (stamp := read_stamp(path)) and stamp.kind == STATS:
         yield from stats_lines(path)
+
+
+def head(path: Path) -> dict[str, Any]:
+    """What a safetensors file of quaver says of itself, beside its stamp."""
+    with safe_open(path, framework="np") as file:
+        return dict(json.loads((file.metadata() or {}).get("quaver", "{}")).get("meta", {}))
 
 
 def stats_lines(path: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ prompts -> trace -> capture -> ranges -> reconstruct -> export -> build -> stats
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +20,13 @@ from quaver.exporter.chain import Run, Stage, open_run, run_all, run_one
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
 from quaver.runtime.progress import Progress
+from quaver.runtime.sample import varied
 
 if TYPE_CHECKING:
     from quaver.exporter.recipe import Recipe
 
 PLANS = "tensorrt-rtx"
+BESIDE = "stats-beside"
 
 
 def run_recipe(
@@ -56,15 +58,21 @@ def run_verb(
     out: Path | None = None,
     progress: Progress | None = None,
     fanout: Fanout = HERE,
+    sampling: Mapping[str, str | float | None] | None = None,
 ) -> list[Path]:
     """Run one stage of a recipe or one analysis of its bundle, current or not, and return what it writes.
 
+    `sampling`: of statistics, what is other than in the recipe; they lie beside its own, and make nothing stale.
     Raises: as `run_recipe`; ArtifactError with the command to type when what it reads is missing or out of date.
     """
     with opened(path, overrides, out, progress, fanout) as run:
         if name == "prompts" and by_rows(run.recipe):
             raise RecipeError(f"the rows of model.samples are the prompts of {path}: 'quaver trace {path}' writes them")
-        return run_one(replace(run, chain=(*STAGES, *ANALYSES)), name)
+        run = replace(run, chain=(*STAGES, *ANALYSES))
+        other = varied(run.recipe.sampling, **(sampling or {}))
+        if other == run.recipe.sampling:
+            return run_one(run, name)
+        return run_one(run, BESIDE, beside=replace(run.recipe, sampling=other))
 
 
 @contextmanager
@@ -133,6 +141,11 @@ def conditioning(bundle: Bundle) -> list[Path]:
     parts = (bundle.tokenizer, *encoders, bundle.rows, bundle.given)
     files = [bundle.card, bundle.scheduler, *parts]
     return [path for path in files if path.exists() or path == bundle.card]
+
+
+def stats_sources(bundle: Bundle, recipe: Recipe) -> list[Path]:
+    """What statistics are of: prompts, both engines, and what the prompts go through."""
+    return [bundle.prompts, bundle.float_unet, bundle.engine(recipe.stats.target), *conditioning(bundle)]
 
 
 def plan_sources(bundle: Bundle, recipe: Recipe) -> list[Path]:
@@ -239,7 +252,7 @@ STAGES = (
         "fit the error of the engine per timestep",
         "quaver.calib.error_stats:collect_error_stats",
         settings=("stats", "sampling"),
-        reads=lambda b, r: [b.prompts, b.float_unet, b.engine(r.stats.target), *conditioning(b)],
+        reads=stats_sources,
         writes=lambda b, r: [b.error_stats(r.stats.target)],
         sharded=True,
     ),
@@ -271,5 +284,14 @@ ANALYSES = (
         reads=lambda b, r: [b.float_unet, b.card, b.samples, b.ranges],
         writes=lambda b, r: [b.sensitivity],
         beside=lambda b, r: [b.media("sensitivity.svg")],
+    ),
+    Stage(
+        BESIDE,
+        "fit the error of the engine in another sampling than the recipe's",
+        "quaver.calib.error_stats:collect_beside",
+        settings=("stats", "sampling"),
+        reads=stats_sources,
+        writes=lambda b, r: [b.error_stats(r.stats.target, r.sampling)],
+        sharded=True,
     ),
 )

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quaver.runtime.error_law import Binding
+    from quaver.runtime.sample import SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -143,10 +148,24 @@ class Bundle:
         """Versions, compute capabilities, kernel types and stamp of that plan."""
         return self.root / f"unet.{target}.plan.json"
 
-    def error_stats(self, target: str) -> Path:
-        """The joint Gaussian of output and error per timestep, of the engine for a target."""
-        return self.root / f"error_stats.{target}.safetensors"
+    def error_stats(self, target: str, sampling: Binding | SamplingSettings | None = None) -> Path:
+        """The joint Gaussian of output and error per timestep, of the engine for a target: sampled as the recipe says,
+        or by another `sampling`, beside it.
+        """
+        other = f".{sampling_name(sampling)}" if sampling else ""
+        return self.root / f"error_stats.{target}{other}.safetensors"
+
+    def all_error_stats(self, target: str) -> list[Path]:
+        """Those of a target that are there, the recipe's own first."""
+        others = sorted(self.root.glob(f"error_stats.{target}.*.safetensors"))
+        return [path for path in (self.error_stats(target), *others) if path.exists()]
 
     def media(self, name: str) -> Path:
         """Audio and pictures of the report."""
         return self.root / "media" / name
+
+
+def sampling_name(sampling: Binding | SamplingSettings) -> str:
+    """A way of sampling in a file's name and in messages: "ddim-50-eta1-g3", eta 0 unsaid."""
+    eta = f"-eta{sampling.eta:g}" if sampling.eta else ""
+    return f"{sampling.sampler}-{sampling.steps}{eta}-g{sampling.guidance:g}"

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import array_api_compat
 import numpy as np
 
-from quaver.runtime.error_law import ErrorLaw, ErrorStats, Local, error_law, refit, row_of
+from quaver.runtime.error_law import SAMPLING, ErrorLaw, ErrorStats, Local, error_law, refit, row_of
 from quaver.runtime.errors import ArtifactError
 from quaver.runtime.plug import plug
 
@@ -152,7 +152,7 @@ def _take_off(stats: ErrorStats, part: str) -> Correct:
     law: Local | None = getattr(stats, part)
     if law is None:
         bound = stats.binding
-        wanted = {"steps": bound.steps, "guidance": bound.guidance} if bound else {}
+        wanted = {name: getattr(bound, name) for name in SAMPLING if bound}
         raise ArtifactError(
             f"these error statistics have no law {part!r}, which takes two trajectories or more, and serves only "
             f"the guidance and the timesteps of its fit: use --correct mean or ptqd, or fit it with {refit(wanted)}"

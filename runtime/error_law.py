@@ -185,33 +185,42 @@ def load_stats(path: Path) -> ErrorStats:
         ) from error
 
 
-def check_binding(stats: ErrorStats, wanted: Binding) -> None:
+def check_binding(stats: ErrorStats, wanted: Binding, *, fits: str = "") -> None:
     """Refuse statistics that were fitted on something else than what is about to run (the reference may differ).
 
-    Raises: ArtifactError naming every difference, and the command that fits them anew.
+    `fits` is the command that fits them anew, where the caller knows it better. Raises: ArtifactError naming every
+    difference, and that command.
     """
     if stats.binding is None:
-        raise ArtifactError(
-            "error statistics do not say what they were fitted on: 'quaver stats RECIPE' fits them anew"
-        )
-    pairs = [(f.name, getattr(stats.binding, f.name), getattr(wanted, f.name)) for f in fields(Binding)]
-    wrong = [
-        f"{name} {_short(had)}, now {_short(now)}" for name, had, now in pairs if name != "reference" and had != now
-    ]
+        raise ArtifactError(f"error statistics do not say what they were fitted on: {fits or refit({})} fits them anew")
+    wrong = differing(stats.binding, wanted)
     if wrong:
-        others = {name: now for name, had, now in pairs if name in SAMPLING and had != now}
+        said = "; ".join(
+            f"{name} {_short(getattr(stats.binding, name))}, now {_short(now)}" for name, now in wrong.items()
+        )
+        others = {name: getattr(wanted, name) for name in SAMPLING if wrong.keys() & set(SAMPLING)}
         raise ArtifactError(
-            f"error statistics belong to another run (fitted on {'; '.join(wrong)}): sample as they were fitted, or "
-            f"refit with {refit(others)}, or use --correct none"
+            f"error statistics belong to another run (fitted on {said}): sample as they were fitted, or "
+            f"refit with {fits or refit(others)}, or use --correct none"
         )
 
 
-def refit(others: Mapping[str, Any]) -> str:
-    """The command that fits statistics, with `others` of the settings of sampling: calibration samples by them too, so
-    that one stage alone would refuse to.
-    """
-    given = "".join(f" --set sampling.{name}={value}" for name, value in others.items())
-    return f"'quaver run RECIPE --until stats{given}'" if given else "'quaver stats RECIPE'"
+def differing(had: Binding, wanted: Binding) -> dict[str, Any]:
+    """What is wanted otherwise than it was fitted, by name; the reference may differ."""
+    now = {f.name: getattr(wanted, f.name) for f in fields(Binding) if f.name != "reference"}
+    return {name: value for name, value in now.items() if getattr(had, name) != value}
+
+
+def refit(sampling: Mapping[str, Any]) -> str:
+    """The command that fits statistics, those of `sampling` beside the recipe's own where it is another."""
+    return f"'{' '.join(['quaver stats RECIPE', *options(sampling)])}'"
+
+
+def options(sampling: Mapping[str, Any]) -> list[str]:
+    """Settings of sampling as options of a command."""
+    return [
+        f"--{name} {value:g}" if isinstance(value, float) else f"--{name} {value}" for name, value in sampling.items()
+    ]
 
 
 def _check_law(name: str, law: Local | None, S: int, groups: int) -> None:

@@ -15,13 +15,45 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from quaver.runtime.error_law import Binding, ErrorStats, check_binding, refit
+from quaver.runtime.bundle import sampling_name
+from quaver.runtime.error_law import SAMPLING, Binding, ErrorStats, check_binding, differing, load_stats, refit
 from quaver.runtime.errors import ArtifactError
 
 log = logging.getLogger(__name__)
+
+
+def choose(paths: Sequence[Path], wanted: Binding, *, between: bool = False, fits: str) -> tuple[Path, ErrorStats]:
+    """Of an engine's statistics files that of what is about to run, or else the first that `serve` carries there.
+
+    `between`: also to timesteps between those fitted. Raises: ArtifactError when there is none, naming the samplings
+    there are, and `fits`, the command that fits this one.
+    """
+    found = [(path, load_stats(path)) for path in paths]
+    for free in (set[str](), {"guidance"}, {"guidance", "steps"} if between else set[str]()):
+        for path, stats in found:
+            if carried(stats, wanted, free):
+                return path, stats
+    mine = [s.binding for _, s in found if s.binding and differing(s.binding, wanted).keys() <= set(SAMPLING)]
+    if not mine:
+        check_binding(found[0][1], wanted, fits=fits)
+    near = not between and any(carried(stats, wanted, {"guidance", "steps"}) for _, stats in found)
+    hint = ", have --interpolate-stats (interpolate=True) serve the timesteps between to mean, ptqd and D2" * near
+    raise ArtifactError(
+        f"this engine's error statistics are of {', '.join(map(sampling_name, mine))}, and {sampling_name(wanted)} is "
+        f"asked for: sample as they were fitted, or fit others beside them with {fits}{hint}, or use --correct none"
+    )
+
+
+def carried(stats: ErrorStats, wanted: Binding, free: set[str]) -> bool:
+    """Whether statistics are of what is wanted but for what is `free`; guidance is so only to those with branches."""
+    if stats.binding is None:
+        return False
+    wrong = differing(stats.binding, wanted).keys()
+    return wrong <= free and ("guidance" not in wrong or stats.branches is not None)
 
 
 def serve(stats: ErrorStats, wanted: Binding, *, at: np.ndarray | None = None) -> ErrorStats:

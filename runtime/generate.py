@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from quaver.runtime.bundle import Bundle
+from quaver.runtime.config import read_toml
 from quaver.runtime.correct import make_correct
 from quaver.runtime.denoise import CORRECTION, denoiser, initial_noise, step_noise
-from quaver.runtime.error_law import Binding, ErrorStats, load_stats
-from quaver.runtime.error_transfer import serve
+from quaver.runtime.error_law import SAMPLING, Binding, ErrorStats, options
+from quaver.runtime.error_transfer import choose, serve
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from quaver.runtime.sample import SAMPLERS, SamplingSettings, Step, visited
-from quaver.runtime.session import Session, open_bundle, sampling_of
+from quaver.runtime.session import DEFAULT_TARGET, Session, command, open_bundle, sampling_of
 from quaver.runtime.text import check_prompts, shown
 
 OnStep = Callable[[Step], None]
@@ -29,6 +30,7 @@ __all__ = [
     "Batch",
     "binding",
     "denoiser",
+    "find_stats",
     "generate",
     "generate_from",
     "initial_noise",
@@ -194,15 +196,31 @@ def session_stats(session: Session, settings: SamplingSettings, *, interpolate: 
     `interpolate`: also serve timesteps between those that were fitted.
     Raises: ArtifactError when there are none, or they belong to another run.
     """
+    at = visited(settings, session.schedule) if interpolate else None
+    return serve(find_stats(session, settings, interpolate=interpolate)[1], binding(session, settings), at=at)
+
+
+def find_stats(session: Session, settings: SamplingSettings, *, interpolate: bool = False) -> tuple[Path, ErrorStats]:
+    """The file of those statistics among the bundle's, and what it holds. Raises: as `session_stats`."""
     if session.target is None:
         raise ArtifactError(
             "this engine has no error statistics: name a target of the bundle as the engine, or use --correct none"
         )
-    path = session.bundle.error_stats(session.target)
-    if not path.exists():
-        raise ArtifactError(f"no {path}: fit error statistics with 'quaver stats RECIPE', or use --correct none")
-    at = visited(settings, session.schedule) if interpolate else None
-    return serve(load_stats(path), binding(session, settings), at=at)
+    fits = fitting(session, settings)
+    if not (paths := session.bundle.all_error_stats(session.target)):
+        missing = session.bundle.error_stats(session.target)
+        raise ArtifactError(f"no {missing}: fit error statistics with {fits}, or use --correct none")
+    return choose(paths, binding(session, settings), between=interpolate, fits=fits)
+
+
+def fitting(session: Session, settings: SamplingSettings) -> str:
+    """The command that fits the statistics of a session's engine, sampled with `settings`."""
+    bundle, own = session.bundle, sampling_of(session)
+    others = {name: now for name in SAMPLING if (now := getattr(settings, name)) != getattr(own, name)}
+    said = {"target": DEFAULT_TARGET, **(read_toml(bundle.recipe).get("stats", {}) if bundle.recipe.exists() else {})}
+    here = {"target": session.target, "provider": session.engine.backend.partition("onnxruntime on ")[2]}
+    sets = [f"--set stats.{name}={now}" for name, now in here.items() if now and now != said.get(name)]
+    return command(bundle, "stats", *options(others), *sets)
 
 
 def binding(session: Session, settings: SamplingSettings, *, reference: str = "") -> Binding:

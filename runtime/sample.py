@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
+from quaver.runtime.config import to_config
 from quaver.runtime.correct import Correct, Corrected, Noise, correct_none
 from quaver.runtime.errors import QuaverError, RecipeError, unknown
 from quaver.runtime.samplers import PLANS, Move, Plan, plan
@@ -40,6 +41,7 @@ __all__ = [
     "correct_none",
     "sample",
     "sample_ddim",
+    "varied",
     "visited",
 ]
 
@@ -65,6 +67,18 @@ class SamplingSettings:
         for name, expected in bad.items():
             if expected:
                 raise RecipeError(f"sampling.{name} is {getattr(self, name)!r}, expected {expected}")
+
+
+def varied(own: SamplingSettings, **given: str | float | None) -> SamplingSettings:
+    """A way of sampling with what is given, and not None, put in its place; another sampler leaves eta behind.
+
+    Raises: RecipeError when a setting cannot be meant.
+    """
+    table = asdict(own)
+    if given.get("sampler") not in (None, own.sampler):
+        table.pop("eta")
+    table |= {name: value for name, value in given.items() if value is not None}
+    return to_config(SamplingSettings, table, where="sampling")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from quaver.runtime.errors import ArtifactError
 from quaver.runtime.family import Card, Family, Parts, family_of, read_card
 from quaver.runtime.guide import Rows
 from quaver.runtime.rows import load_rows
-from quaver.runtime.sample import SamplingSettings
+from quaver.runtime.sample import SamplingSettings, varied
 from quaver.runtime.schedule import Schedule, load_schedule
 from quaver.runtime.text import load_tokenizer
 
@@ -113,11 +113,8 @@ def sampling_of(
             f"{bundle.root} samples with {', '.join(alien)}, which this version does not know: "
             f"{rerun(bundle, force='trace')} makes it anew"
         )
-    if sampler not in (None, table.get("sampler", SamplingSettings.sampler)):
-        table.pop("eta", None)
-    given = {"sampler": sampler, "steps": steps, "guidance": guidance, "eta": eta}
-    table |= {name: value for name, value in given.items() if value is not None}
-    return to_config(SamplingSettings, table, where="sampling")
+    own = to_config(SamplingSettings, table, where="sampling")
+    return varied(own, sampler=sampler, steps=steps, guidance=guidance, eta=eta)
 
 
 def find_engine(bundle: Bundle, engine_file: str | Path | None) -> tuple[Path, str | None]:
@@ -134,7 +131,7 @@ def find_engine(bundle: Bundle, engine_file: str | Path | None) -> tuple[Path, s
         path, target = bundle.engine(name), name
     if target and path == bundle.plan(target) and not path.exists() and bundle.qdq(target).exists():
         raise ArtifactError(
-            f"{bundle.root} has no plan for {name}: {rerun(bundle).replace(' run ', ' build ')} builds it; its graph"
+            f"{bundle.root} has no plan for {name}: {command(bundle, 'build')} builds it; its graph"
             f" runs on the CPU, slowly, when named by its path: {bundle.qdq(target)}"
         )
     if not path.exists():
@@ -200,5 +197,10 @@ def rerun(bundle: Bundle, force: str = "") -> str:
 
     `force` is a stage that must run although its files carry the right stamp, as those that someone edited do.
     """
+    return command(bundle, "run", *([f"--force {force}"] if force else []))
+
+
+def command(bundle: Bundle, verb: str, *options: str) -> str:
+    """A verb with a bundle's recipe and options, quoted; 'RECIPE' stands for one that is not beside the bundle."""
     recipe = bundle.root.parent / f"{bundle.root.name}.toml"
-    return f"'quaver run {recipe if recipe.exists() else 'RECIPE'}{f' --force {force}' if force else ''}'"
+    return f"'{' '.join(['quaver', verb, str(recipe if recipe.exists() else 'RECIPE'), *options])}'"

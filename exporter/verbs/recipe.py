@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from quaver.calib.fanout import Fanout
 from quaver.exporter.stages import STAGES, run_recipe, run_verb
+from quaver.runtime.error_law import SAMPLING
+from quaver.runtime.samplers import PLANS
 
 
 def add(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
@@ -33,6 +36,8 @@ def add_stages(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParse
         verb.set_defaults(verb=do_stage, stage=stage.name)
         if stage.name == "validate":
             add_comparison(verb)
+        if stage.name == "stats":
+            add_sampling(verb)
 
 
 def add_comparison(verb: argparse.ArgumentParser) -> None:
@@ -41,6 +46,16 @@ def add_comparison(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--csv", metavar="FILE", type=Path, help="write the figures as a table, bounds in columns")
     verb.add_argument("--markdown", metavar="FILE", type=Path, help="write the figures as a table to paste")
     verb.set_defaults(verb=do_validate)
+
+
+def add_sampling(verb: argparse.ArgumentParser) -> None:
+    """What `quaver stats` takes beside a recipe: another sampling, whose file lies beside that of the recipe's own."""
+    given = verb.add_argument_group("statistics of another sampling, beside those of the recipe's own")
+    given.add_argument("--sampler", metavar="NAME", help=", ".join(PLANS))
+    given.add_argument("--steps", metavar="N", type=int, help="steps of the sampler")
+    given.add_argument("--guidance", metavar="W", type=float, help="how hard the prompt pulls")
+    given.add_argument("--eta", metavar="E", type=float, help="of ddim, 0 deterministic to 1")
+    verb.set_defaults(verb=do_stats)
 
 
 def add_sensitivity(verbs: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
@@ -82,7 +97,12 @@ def do_run(arguments: argparse.Namespace) -> list[Path]:
     )
 
 
-def do_stage(arguments: argparse.Namespace) -> list[Path]:
+def do_stats(arguments: argparse.Namespace) -> list[Path]:
+    """Run the stage, as the recipe samples or otherwise."""
+    return do_stage(arguments, sampling={name: getattr(arguments, name) for name in SAMPLING})
+
+
+def do_stage(arguments: argparse.Namespace, *, sampling: Mapping[str, str | float | None] | None = None) -> list[Path]:
     """Run one stage."""
     return run_verb(
         arguments.recipe,
@@ -91,6 +111,7 @@ def do_stage(arguments: argparse.Namespace) -> list[Path]:
         out=arguments.out,
         progress=arguments.progress,
         fanout=Fanout(arguments.workers, arguments.ray),
+        sampling=sampling,
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from quaver.runtime.artifact import Stamp, digest_file, digest_json, load_lines, load_tensors, read_stamp, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError
-from quaver.runtime.generate import Batch, generate_from
+from quaver.runtime.generate import Batch, find_stats, generate_from
 from quaver.runtime.sample import SamplingSettings, Step
 from quaver.runtime.session import Session
 
@@ -132,5 +132,5 @@ def take_stamp(session: Session, pairs: Pairs, sampling: SamplingSettings, *, co
     card = {name: value for name, value in session.card.items() if name not in ("stamp", "sampler")}
     inputs = {"engine": session.engine.digest, bundle.card.name: digest_json(card)}
     if correct != "none" and session.target is not None:
-        inputs["error_stats"] = digest_file(bundle.error_stats(session.target))
+        inputs["error_stats"] = digest_file(find_stats(session, sampling)[0])
     return Stamp(KIND, settings=digest_json(settings), inputs=inputs)

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from quaver.calib import comparison, evidence
 from quaver.calib.closed_loop import close
 from quaver.calib.comparison import Pair, branches, look, open_pair
-from quaver.calib.error_stats import OPEN, StatsSettings, collect_error_stats
+from quaver.calib.error_stats import OPEN, StatsSettings, collect_beside, collect_error_stats
 from quaver.calib.evidence import from_tensors, gather, merge_shards
 from quaver.calib.fanout import Fanout, Work
 from quaver.calib.moments import covariance
@@ -202,6 +202,32 @@ def test_rounds_that_were_killed_go_on_and_end_with_the_same_bytes(
     assert (bundle.shards("stats") / "round-1" / "000001.safetensors").exists()
     collect(bundle, taught)
     assert bundle.error_stats("ort-cpu").read_bytes() == whole and not bundle.shards("stats").exists()
+
+
+def test_statistics_of_another_sampling_lie_beside_and_take_nothing_from_those_of_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle
+) -> None:
+    """Killed, they go on, and so do those of the recipe that were killed before."""
+    other, calls, kept = replace(SAMPLING, steps=3, eta=1.0), [], evidence.add
+    collect(bundle, SETTINGS)
+    own, half = bundle.error_stats("ort-cpu").read_bytes(), bundle.shards("stats") / "000000.safetensors"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"of a run that was killed")
+
+    def dies(*both: evidence.Found) -> evidence.Found:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evidence, "add", dies)
+    with pytest.raises(KeyboardInterrupt):
+        collect_beside(bundle, SETTINGS, other, stamp=Stamp("stats"), progress=quiet())
+    (state,) = bundle.shards("stats-ddim-3-eta1-g2").glob("000000.safetensors")
+    monkeypatch.setattr(evidence, "add", lambda *both: calls.append(state.exists()) or kept(*both))
+    path = collect_beside(bundle, SETTINGS, other, stamp=Stamp("stats"), progress=quiet())
+    assert path.name == "error_stats.ort-cpu.ddim-3-eta1-g2.safetensors" and all(calls)
+    bound = load_stats(path).binding
+    assert bound and (bound.steps, bound.eta, bound.guidance) == (3, 1.0, 2.0)
+    assert bundle.error_stats("ort-cpu").read_bytes() == own and half.exists() and not state.exists()
+    assert bundle.all_error_stats("ort-cpu") == [bundle.error_stats("ort-cpu"), path]
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ def test_a_run_at_another_guidance_is_served_by_the_gaussian_alone(bundle: Bundl
         for correct in ("none", "mean", "ptqd", "d2-deterministic")
     }
     assert all(np.abs(drawn[name] - drawn["none"]).max() > 0 for name in drawn if name != "none")
-    with pytest.raises(ArtifactError, match=r"no law 'path'.*--set sampling\.guidance=3\.0"):
+    with pytest.raises(ArtifactError, match=r"no law 'path'.*RECIPE --sampler ddim --steps 4 --eta 0 --guidance 3'"):
         next(generate(bundle, ["a b"], [5], steps=4, guidance=3.0, correct="auto"))
 
 

@@ -134,6 +134,19 @@ def test_every_stage_is_a_verb_and_one_that_wrote_nothing_prints_nothing(capsys,
     assert called == [stage.name for stage in STAGES] and all(isinstance(stage, Stage) for stage in STAGES)
 
 
+def test_stats_says_which_other_sampling_it_is_to_fit(capsys, monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr(
+        recipe, "run_verb", lambda path, name, **options: said.append(options["sampling"]) or [tmp_path]
+    )
+    options = ["--steps", "50", "--eta", "1", "--sampler", "ddim", "--guidance", "3"]
+    assert status(capsys, "stats", "r.toml", *options)[:2] == (0, f"{tmp_path}\n")
+    assert status(capsys, "stats", "r.toml", "--eta", "0")[0] == 0
+    status(capsys, "validate", "r.toml")
+    nothing = dict.fromkeys(("sampler", "steps", "eta", "guidance"))
+    assert said == [{"sampler": "ddim", "steps": 50, "eta": 1.0, "guidance": 3.0}, {**nothing, "eta": 0.0}, None]
+
+
 @pytest.mark.parametrize(
     ("options", "overrides"),
     [

@@ -13,8 +13,10 @@ from quaver.exporter.chain import stale
 from quaver.exporter.stages import STAGES, opened, run_recipe, run_verb
 from quaver.runtime.artifact import digest_file
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.errors import ArtifactError
+from quaver.runtime.errors import ArtifactError, RecipeError
+from quaver.runtime.generate import generate
 from quaver.runtime.progress import quiet
+from quaver.runtime.sample import varied
 from quaver.runtime.session import open_bundle
 
 pytestmark = pytest.mark.slow
@@ -83,6 +85,24 @@ def test_one_verb_refuses_a_bundle_that_lacks_what_it_reads(copied):
     (copied.with_suffix("") / "ranges.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"quaver run .*tiny.toml --until ranges"):
         run_verb(copied, "stats", progress=quiet())
+
+
+def test_statistics_of_another_sampling_lie_beside_the_recipes_own_and_make_nothing_stale(copied):
+    bundle, other = Bundle(copied.with_suffix("")), {"steps": 3, "eta": 1.0, "sampler": None}
+    before = {path: path.read_bytes() for path in (bundle.recipe, bundle.error_stats("ort-cpu"))}
+    with opened(copied, (), None, quiet()) as run:
+        sampling = varied(run.recipe.sampling, **other)
+        with pytest.raises(ArtifactError, match="is being written by process"):
+            run_verb(copied, "stats", sampling=other, progress=quiet())
+    assert run_verb(copied, "stats", sampling=other, progress=quiet()) == [bundle.error_stats("ort-cpu", sampling)]
+    assert reasons(copied) == {} and {path: path.read_bytes() for path in before} == before
+    list(generate(bundle, ["a low note"], [1], steps=3, eta=1.0, correct="auto", decode=False))
+    own = run_verb(copied, "stats", sampling=dict.fromkeys(other), progress=quiet())
+    assert own == [bundle.error_stats("ort-cpu")] and reasons(copied) == {}
+    with pytest.raises(ArtifactError, match=r"needs capture, which is out of date .*--until capture"):
+        run_verb(copied, "stats", sampling=other, overrides=["capture.records=9"], progress=quiet())
+    with pytest.raises(RecipeError, match=r"sampling\.eta is 1\.0, expected 0: euler"):
+        run_verb(copied, "stats", sampling={**other, "sampler": "euler"}, progress=quiet())
 
 
 def kill_in(recipe, stage, *overrides):

@@ -123,9 +123,7 @@ def test_a_law_over_a_neighbourhood_is_taken_off(make, part):
     assert fixed.var == 0.0
     nothing = make(local_stats(0 * weight, np.zeros(2), part))(q, 501, x)
     assert nothing.eps.tobytes() == q.tobytes()
-    with pytest.raises(
-        ArtifactError, match=rf"no law '{part}', .*'quaver run RECIPE --until stats --set sampling.steps=3"
-    ):
+    with pytest.raises(ArtifactError, match=rf"no law '{part}', .*'quaver stats RECIPE --sampler ddim --steps 3"):
         make(gaussian_stats(*joint(0.5)))
 
 
@@ -150,7 +148,9 @@ def test_a_timestep_without_statistics_raises_and_says_what_there_is():
     """Statement 6: never an identity covariance; statement 11: never the nearest timestep."""
     q = np.zeros((1, 2, 4, 4))
     for correct in (d2_deterministic(gaussian_stats(*joint(0.5))), d2_stochastic(gaussian_stats(*joint(0.5)), seeded)):
-        with pytest.raises(ArtifactError, match=r"timestep 500, they were fitted at 951, 501, 1: .*--until stats"):
+        with pytest.raises(
+            ArtifactError, match=r"timestep 500, they were fitted at 951, 501, 1: .*quaver stats RECIPE --steps N'"
+        ):
             correct(q, 500, q)
 
 

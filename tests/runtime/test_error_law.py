@@ -70,12 +70,13 @@ def test_a_file_without_a_part_says_which_and_how_to_mend_it(tmp_path):
 def test_statistics_of_another_run_are_refused_with_the_command_to_refit(change):
     """Statement 19: engine, sampler, steps, eta, guidance, shape; statement 7: another scale raises.
 
-    Calibration samples as the recipe says, so that statistics of another sampling take the whole chain.
+    Statistics of another sampling lie beside the recipe's own, and the command says all of it.
     """
-    stats, (name, value) = gaussian_stats(*joint(0.5)), next(iter(change.items()))
+    stats, (name,) = gaussian_stats(*joint(0.5)), change
     check_binding(stats, replace(BINDING, reference="sha256:other"))
-    sampling = f"quaver run RECIPE --until stats --set sampling.{name}={value}'"
-    command = sampling if name in ("sampler", "steps", "eta", "guidance") else "quaver stats RECIPE'"
+    sampling = {"sampler": "ddim", "steps": 3, "eta": 0, "guidance": 3} | change
+    options = "".join(f" --{name} {sampling[name]:{'' if name == 'sampler' else 'g'}}" for name in list(sampling)[:4])
+    command = f"quaver stats RECIPE{options if name in ('sampler', 'steps', 'eta', 'guidance') else ''}'"
     with pytest.raises(ArtifactError, match=rf"fitted on {name} .*{re.escape(command)}"):
         check_binding(stats, replace(BINDING, **change))
 

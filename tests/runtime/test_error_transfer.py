@@ -59,16 +59,16 @@ def test_laws_of_one_scale_stay_behind_and_say_how_to_get_them() -> None:
     d2_deterministic(got)(q, 501, q)
     with pytest.raises(
         ArtifactError,
-        match=r"no law 'path'.*RECIPE --until stats --set sampling\.steps=3 --set sampling\.guidance=2\.0'",
+        match=r"no law 'path'.*RECIPE --sampler ddim --steps 3 --eta 0 --guidance 2'",
     ):
         auto(got)
 
 
 def test_statistics_without_branches_serve_one_scale() -> None:
     """Statement 7: at another scale they raise, with the command that refits."""
-    with pytest.raises(ArtifactError, match=r"quaver run RECIPE --until stats --set sampling\.guidance=2\.0'"):
+    with pytest.raises(ArtifactError, match=r"quaver stats RECIPE --guidance 2'"):
         rescale(gaussian_stats(*joint(0.5)), 2.0)
-    with pytest.raises(ArtifactError, match=r"guidance 3\.0, now 2\.0.*--set sampling\.guidance=2\.0'"):
+    with pytest.raises(ArtifactError, match=r"guidance 3\.0, now 2\.0.*--guidance 2'"):
         serve(gaussian_stats(*joint(0.5)), replace(BINDING, guidance=2.0))
 
 
