@@ -50,12 +50,14 @@ def corrected(
     steps: int | None = None,
     eta: float | None = None,
     seed: int = 0,
+    interpolate: bool = False,
 ) -> Any:
     """A pipeline's scheduler with a correction fitted on the engine that its U-Net is, by one of their names.
 
     `guidance`, `steps` and `eta` are what the pipeline will be called with (None: the bundle's own). Guidance cannot be
     seen from here; the others are held against each run again. A correction that draws noise has a stream of its own
-    for each sample: those of `seed`, `seed` + 1 and so on.
+    for each sample: those of `seed`, `seed` + 1 and so on. `interpolate` has statistics serve timesteps between those
+    they were fitted at.
     Raises: RecipeError for a scheduler without counterpart or an unknown correction; ArtifactError when statistics are
     missing, or belong to another engine or another way of sampling.
     """
@@ -68,7 +70,7 @@ def corrected(
                 "this U-Net is of no bundle, and error statistics lie in one: use EngineUNet.from_bundle, or 'none'"
             )
         settings = sampling_of(unet.session, sampler=sampler, steps=steps, guidance=guidance, eta=eta)
-        stats = session_stats(unet.session, settings)
+        stats = session_stats(unet.session, settings, interpolate=interpolate)
         fixed = make_correct(
             correct, stats, lambda step, shape: step_noise(range(seed, seed + shape[0]), CORRECTION)(step, shape)
         )

@@ -245,7 +245,7 @@ def test_timesteps_of_the_callers_own_are_refused():
 def test_other_steps_are_refused_before_the_engine_runs(unet):
     scheduler = fixed(of_bundle("ddim", used := unet()), used)
     with pytest.raises(
-        ArtifactError, match=r"steps 20, now 10.*quaver run RECIPE --until stats --set sampling\.steps=10"
+        ArtifactError, match=r"steps 20, now 10.*quaver stats RECIPE --sampler ddim --steps 10 --eta 0 --guidance 2'"
     ):
         scheduler.set_timesteps(10)
 
@@ -293,10 +293,26 @@ def test_another_prediction_is_refused(unet):
 
 def test_statistics_of_another_guidance_or_sampler_are_refused_when_it_is_made(unet):
     used = unet()
-    with pytest.raises(ArtifactError, match=r"guidance 2\.0, now 3\.0"):
+    with pytest.raises(ArtifactError, match=r"of ddim-20-g2, and ddim-20-g3 is asked for"):
         fixed(of_bundle("ddim", used), used, guidance=3.0)
-    with pytest.raises(ArtifactError, match=r"sampler ddim, now euler"):
+    with pytest.raises(ArtifactError, match=r"of ddim-20-g2, and euler-20-g2 .*RECIPE --sampler euler --steps 20'"):
         fixed(of_bundle("euler", used), used)
+
+
+def test_statistics_between_the_fitted_timesteps_serve_where_that_is_asked_for(unet):
+    used = unet()
+    with pytest.raises(ArtifactError, match=r"of ddim-20-g2, and ddim-7-g2 .*interpolate=True"):
+        corrected(of_bundle("ddim", used), used, correct="mean", steps=7)
+    scheduler = corrected(of_bundle("ddim", used), used, correct="mean", steps=7, interpolate=True)
+    x_T = start().float()
+    scheduler.set_timesteps(7)
+    stats = load_stats(used.session.bundle.error_stats("ort-cpu"))
+    x, t = x_T.numpy(), int(scheduler.timesteps[1])
+    at = np.argsort(stats.timesteps)
+    mean = [np.interp(t, stats.timesteps[at], stats.mean[at, c, 1]) for c in range(2)]
+    assert t not in stats.timesteps
+    taken = x - scheduler.correction.correct(x, t, x).eps
+    np.testing.assert_allclose(taken, np.broadcast_to(np.reshape(mean, (2, 1, 1)), x.shape), atol=1e-5)
 
 
 def test_an_engine_without_statistics_says_how_to_get_them(made_bundle):
