@@ -1,7 +1,6 @@
 """The picture of benchmarks.explained: a panel for each channel, the share explained over the timesteps, two curves.
 
-A standalone SVG file that carries its own colours, light and dark. All panels have one axis, even in rho: shares far
-below a tenth are most of what there is to see.
+All panels have one axis, even in rho: shares far below a tenth are most of what there is to see.
 """
 
 from __future__ import annotations
@@ -12,12 +11,13 @@ import numpy as np
 
 from benchmarks.figure4_picture import STYLE
 from quaver.runtime.measure.chart import ticks
+from quaver.runtime.measure.drawing import drawing
 from quaver.runtime.measure.markup import Markup, h
 
 WIDTH, HEIGHT, LEFT, TOP, GAP, ROW, ACROSS = 160, 110, 56, 112, 22, 62, 4
 LINES = """
 .line { fill: none; stroke: var(--ink); stroke-width: 2; stroke-linejoin: round; }
-.deployed { stroke: var(--ours); } .simulated { stroke-dasharray: 5 4; }
+.deployed { stroke: var(--accent); } .simulated { stroke-dasharray: 5 4; }
 """
 
 
@@ -33,22 +33,14 @@ def draw_explained(timesteps: np.ndarray, deployed: np.ndarray, simulated: np.nd
         curves = {"simulated": np.sqrt(simulated[:, c]), "deployed": np.sqrt(deployed[:, c])}
         drawn = panel(f"channel {c}", timesteps, curves, marks, labels=c % ACROSS == 0)
         panels.append(h("g", *drawn, transform=f"translate({x} {y})"))
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + h(
-        "svg",
-        h("style", Markup(STYLE + LINES)),
-        h("text", "What the output explains of its own error", x=16, y=26, class_="title"),
-        h(
-            "text",
-            "rho², the share of the error's variance, per latent channel, over the timesteps of a sample",
-            x=16,
-            y=44,
-        ),
+    return drawing(
+        "What the output explains of its own error",
+        "rho², the share of the error's variance, per latent channel, over the timesteps of a sample",
         *_legend(),
         *panels,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width} {height}",
-        role="img",
-        aria_label="explained share of the error per timestep and channel, deployed and simulated",
+        width=width,
+        height=height,
+        style=STYLE + LINES,
     )
 
 

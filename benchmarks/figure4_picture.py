@@ -1,7 +1,4 @@
-"""The picture of benchmarks.figure4: a panel for each measure and width, marks with intervals, faint dots for seeds.
-
-A standalone SVG file that carries its own colours, light and dark.
-"""
+"""The picture of benchmarks.figure4: a panel for each measure and width, marks with intervals, faint dots for seeds."""
 
 from __future__ import annotations
 
@@ -11,20 +8,16 @@ from itertools import product
 
 from benchmarks.orders import Measured
 from quaver.runtime.measure.chart import ticks
+from quaver.runtime.measure.drawing import drawing
 from quaver.runtime.measure.markup import Markup, h
 
 WIDTH, HEIGHT, LEFT, TOP, GAP, ROW = 300, 190, 60, 108, 64, 96
 WIDTHS, PROMPTS, SELECT = ("W8A8", "W4A8"), ("plain", "enhanced"), ("uniform", "normal", "ours")
 STYLE = """
-svg { --paper: #fbfaf7; --ink: #1d1b24; --quiet: #6a6673; --faint: #e7e3dc; --ours: #b0305c; background: var(--paper);
-  font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-@media (prefers-color-scheme: dark) {
-  svg { --paper: #121117; --ink: #ebe8f2; --quiet: #9c97a8; --faint: #2c2a36; --ours: #ff8d78; } }
-text { fill: var(--quiet); } .title { fill: var(--ink); font-size: 15px; font-weight: 600; }
 .name { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--faint); } .float { stroke: var(--quiet);
   stroke-dasharray: 4 3; } .mark { stroke: var(--ink); fill: var(--ink); stroke-width: 2; }
-.normal { fill: var(--paper); } .ours { stroke: var(--ours); fill: var(--ours); } .seed { opacity: .35; stroke: none; }
-.seed.normal { fill: var(--ink); }
+.normal { fill: var(--paper); } .ours { stroke: var(--accent); fill: var(--accent); }
+.seed { opacity: .35; stroke: none; } .seed.normal { fill: var(--ink); }
 """
 
 
@@ -42,17 +35,14 @@ def draw_figure4(distance: Mapping[str, Measured], noise: Mapping[str, Measured]
         for j, name in enumerate(WIDTHS):
             drawn = panel(cells, name, sign)
             body.append(h("g", *drawn, transform=f"translate({LEFT + j * (WIDTH + GAP)} {y})"))
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + h(
-        "svg",
-        h("style", Markup(STYLE)),
-        h("text", "What is calibrated on", x=16, y=26, class_="title"),
-        h("text", "marks: all clips, with 95% intervals over clips; faint dots: SNR of calibration seeds", x=16, y=44),
+    return drawing(
+        "What is calibrated on",
+        "marks: all clips, with 95% intervals over clips; faint dots: SNR of calibration seeds",
         *_legend(width),
         *body,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width} {height}",
-        role="img",
-        aria_label="Frechet distance and SNR of uniform, normal and ours, on plain and enhanced prompts",
+        width=width,
+        height=height,
+        style=STYLE,
     )
 
 

@@ -4,8 +4,8 @@
     dot at (l, s)       its area is the number of records drawn there
     strip on the right  log10 of that mean: how far layers lie apart
 
-Bars above count the records of each timestep, whatever drew them. A standalone SVG file that carries its own colours,
-light and dark. Cells of one shade are one path of runs, so that 300 layers at 200 timesteps stay below a megabyte.
+Bars above count the records of each timestep, whatever drew them. Cells of one shade are one path of runs, so that 300
+layers at 200 timesteps stay below a megabyte.
 """
 
 from __future__ import annotations
@@ -17,17 +17,13 @@ from typing import Any
 import numpy as np
 
 from quaver.calib.select import Field
+from quaver.runtime.measure.drawing import drawing
 from quaver.runtime.measure.markup import Markup, h
 
 LEFT, TOP, MAP, STRIP, GAP, FOOT = 150, 104, 560, 12, 10, 34
 BARS = 34  # height of the tallest bar
 SHADES = 15
 STYLE = """
-svg { --paper: #fbfaf7; --ink: #1d1b24; --quiet: #6a6673; --faint: #e7e3dc; --accent: #b0305c; background: var(--paper);
-  font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-@media (prefers-color-scheme: dark) {
-  svg { --paper: #121117; --ink: #ebe8f2; --quiet: #9c97a8; --faint: #2c2a36; --accent: #ff8d78; } }
-text { fill: var(--quiet); } .title { fill: var(--ink); font-size: 15px; font-weight: 600; }
 .cell, .scale { fill: var(--accent); } .scale, .bar { fill: var(--quiet); } .back { fill: var(--faint); }
 .dot { fill: var(--ink); stroke: var(--paper); stroke-width: .8; } .rule { stroke: var(--paper); }
 """
@@ -45,11 +41,9 @@ def draw_heatmap(field: Field, layers: Sequence[str], layer: np.ndarray, step: n
     drawn = np.zeros(field.variance.shape, int)
     np.add.at(drawn, (layer[tagged], step[tagged]), 1)
     said = f"{len(step)} records drawn" + ("" if tagged.all() else ", by timestep alone")
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + h(
-        "svg",
-        h("style", Markup(STYLE)),
-        h("text", "Activation variance of every layer's input", x=LEFT, y=24, class_="title"),
-        h("text", f"{count} layers, {steps} timesteps; {said}", x=LEFT, y=42),
+    return drawing(
+        "Activation variance of every layer's input",
+        f"{count} layers, {steps} timesteps; {said}",
         *_key(),
         *_bars(np.bincount(step, minlength=steps), size[0]),
         h("rect", x=LEFT, y=TOP, width=MAP, height=f"{height:.1f}", class_="back"),
@@ -58,10 +52,10 @@ def draw_heatmap(field: Field, layers: Sequence[str], layer: np.ndarray, step: n
         *groups(layers, size[1]),
         *_dots(drawn, size),
         *timestep_axis(field.timesteps, size[0], TOP + height + 16),
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {LEFT + MAP + GAP + STRIP + 70} {TOP + height + FOOT:.0f}",
-        role="img",
-        aria_label=f"variance of {count} layers at {steps} timesteps, {said}",
+        width=LEFT + MAP + GAP + STRIP + 70,
+        height=TOP + height + FOOT,
+        left=LEFT,
+        style=STYLE,
     )
 
 

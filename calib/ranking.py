@@ -4,7 +4,7 @@
     mark at the right  the layer is proposed to stay float
     curve below        SNR of each layer over all timesteps, by rank; the ends of the network are named
 
-A standalone SVG file that carries its own colours, light and dark (see `heatmap`).
+Layers and timesteps lie as in the heat map of the variance.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from quaver.calib.heatmap import GAP, LEFT, MAP, SHADES, STYLE, TOP, cells, groups, timestep_axis
 from quaver.calib.sensitivity import ENDS, Sensitivity
 from quaver.runtime.measure.chart import ticks
+from quaver.runtime.measure.drawing import drawing
 from quaver.runtime.measure.markup import Markup, h
 
 CURVE, FOOT = 200, 44
@@ -37,11 +38,9 @@ def draw_ranking(found: Sensitivity, kept: Collection[int], *, title: str, said:
     low = float(snr.min())
     high = low + min(max(float(snr.max()) - low, 1e-9), SPAN)
     below = TOP - 40 + count * size[1]
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + h(
-        "svg",
-        h("style", Markup(STYLE + EXTRA)),
-        h("text", title, x=LEFT, y=24, class_="title"),
-        h("text", said, x=LEFT, y=42),
+    return drawing(
+        title,
+        said,
         h(
             "g",
             *_key(low, high),
@@ -53,10 +52,10 @@ def draw_ranking(found: Sensitivity, kept: Collection[int], *, title: str, said:
             transform="translate(0 -40)",
         ),
         *_curve(found, kept, below + 64),
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {LEFT + MAP + GAP + 110} {below + 64 + CURVE + FOOT:.0f}",
-        role="img",
-        aria_label=f"{title}: {said}",
+        width=LEFT + MAP + GAP + 110,
+        height=below + 64 + CURVE + FOOT,
+        left=LEFT,
+        style=STYLE + EXTRA,
     )
 
 

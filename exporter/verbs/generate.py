@@ -1,6 +1,6 @@
 """The verb `generate`: prompts and seeds to files.
 
-samples = prompts x seeds        every prompt is drawn with every seed, "--seeds 0-7" being eight of them
+Every prompt is drawn with every seed, of which "--seeds 0-7" names eight.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_the_ranges_of_a_unet_quantized_by_modelopt_are_its_inputs_extremes() ->
 
 @pytest.mark.slow
 def test_modelopt_still_writes_what_the_stored_checkpoint_holds(tmp_path: Path) -> None:
-    pytest.importorskip("modelopt")
+    pytest.importorskip("modelopt", reason="needs nvidia-modelopt, which no extra brings")
     torch = pytest.importorskip("torch")
     unet = maker().quantized()
     torch.save(unet.state_dict(), tmp_path / "unet.pt")
