@@ -24,11 +24,12 @@ from quaver.runtime.measure.frechet import few_samples, frechet_of_sets
 from quaver.runtime.measure.manifold import NEIGHBOURS, precision, recall
 from quaver.runtime.measure.quality import Interval, mean_interval
 from quaver.runtime.measure.reference import load_clips, load_features
-from quaver.runtime.measure.sets import Measure, against_floor
+from quaver.runtime.measure.sets import Measure, half, over_halves
 from quaver.runtime.measure.trajectories import Take
 
 Array = np.ndarray
 Rows = dict[str, Any]
+ENOUGH = 2 * NEIGHBOURS + 2  # items of a half that has neighbours still when two groups are left out
 FLOAT_FLOOR, REAL_FLOOR = "float against float", "real against real"
 
 
@@ -53,18 +54,18 @@ def set_measures(spec: str, scene: Scene, reference: Take, takes: Mapping[str, T
     except QuaverError as error:
         return {"network": spec, "missing": f"{error}."}
     real, notes = real_features(scene, network, reference.waveforms.shape)
-    floors: dict[str, Rows] = {FLOAT_FLOOR: {}, REAL_FLOOR: {}, "float": {}}
+    name, count, dimensions = network.distance, len(own.features), own.features.shape[-1]
+    floors: dict[str, Rows] = {FLOAT_FLOOR: floor(name, own.features, count // 2), REAL_FLOOR: {}, "float": {}}
     rows = []
-    for name, heard in judged.items():
-        measures, floors[FLOAT_FLOOR] = distances(network.distance, own.features, heard.features, paired=True)
+    for correction, heard in judged.items():
+        measures = distances(name, own.features, heard.features, paired=True)
         if real is not None:
-            to_real, floors[REAL_FLOOR] = distances(f"{network.distance} to real", real, heard.features)
-            measures |= to_real
-        rows.append({"name": name, "measures": measures | alike(own, heard) | to_text(network, scene, heard)})
+            measures |= distances(f"{name} to real", real, heard.features)
+        rows.append({"name": correction, "measures": measures | alike(own, heard) | to_text(network, scene, heard)})
     if real is not None:
-        floors["float"] |= distances(f"{network.distance} to real", real, own.features)[0]
+        floors[REAL_FLOOR] = floor(f"{name} to real", real, half(real, own.features, paired=False))
+        floors["float"] |= distances(f"{name} to real", real, own.features)
     floors["float"] |= to_text(network, scene, own)
-    count, dimensions = len(own.features), own.features.shape[-1]
     return {
         "network": network.name,
         "samples": count,
@@ -89,21 +90,26 @@ def real_features(scene: Scene, network: Network, shape: tuple[int, ...]) -> tup
         return None, (f"not compared with real clips: {error}",)
 
 
-def distances(name: str, reference: Array, judged: Array, *, paired: bool = False) -> tuple[Rows, Rows]:
-    """Frechet distance, precision and recall of features `[N, D]` or `[N, F, D]`, and their floors."""
+def distances(name: str, reference: Array, judged: Array, *, paired: bool = False, size: int = 0) -> Rows:
+    """Frechet distance, precision and recall of features `[N, D]` or `[N, F, D]`, `size` items of either set."""
     suffix = " to real" if name.endswith(" to real") else ""
     flat = [features if features.ndim == 2 else features.mean(axis=1) for features in (reference, judged)]
-    sets: dict[str, tuple[Measure, Array, Array]] = {name: (frechet_of_sets, reference, judged)}
-    if min(map(len, flat)) > 2 * NEIGHBOURS + 1:
-        sets[f"precision{suffix}"] = (precision, flat[0], flat[1])
-        sets[f"recall{suffix}"] = (recall, flat[0], flat[1])
-    values, floors = {}, {}
-    for title, (measure, a, b) in sets.items():
-        # The same halves for every correction, so that the floor is one number.
-        figure = against_floor(measure, a, b, rng=np.random.default_rng(0), paired=paired)
-        most = np.inf if measure is frechet_of_sets else 1.0
-        values[title], floors[title] = within(figure.value, most), within(figure.floor, most)
-    return values, floors
+    size = size or half(reference, judged, paired=paired)
+    found: dict[str, tuple[Measure, Array, Array]] = {name: (frechet_of_sets, reference, judged)}
+    if size >= ENOUGH:
+        found[f"precision{suffix}"] = (precision, flat[0], flat[1])
+        found[f"recall{suffix}"] = (recall, flat[0], flat[1])
+    return {
+        # The same halves for all, so that floors and values of one network differ by the engine alone.
+        title: within(over_halves(measure, a, b, rng=np.random.default_rng(0), paired=paired, size=size), most)
+        for title, (measure, a, b) in found.items()
+        for most in [np.inf if measure is frechet_of_sets else 1.0]
+    }
+
+
+def floor(name: str, reference: Array, size: int) -> Rows:
+    """The distances of a set to itself, halves of `size` items without a common one."""
+    return distances(name, reference, reference, paired=True, size=size)
 
 
 def alike(own: Heard, judged: Heard) -> Rows:

@@ -13,30 +13,30 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 
 def test_a_paired_set_that_is_the_reference_stands_on_its_floor():
     x = draw(0, 200, 4)
-    found = sets.against_floor(frechet_of_sets, x, x, rng=np.random.default_rng(1), paired=True, draws=20)
-    assert found.value.value == pytest.approx(found.floor.value)
-    assert (found.count, found.splits, found.draws) == (100, 20, 20)
-    assert 0 < found.floor.low < found.floor.value < found.floor.high
+    value = sets.over_halves(frechet_of_sets, x, x, rng=np.random.default_rng(1), paired=True)
+    floor = sets.over_halves(frechet_of_sets, x, x, rng=np.random.default_rng(1), paired=True, size=100)
+    assert value == floor and 0 < floor.low < floor.value < floor.high
 
 
 def test_a_shift_stands_above_the_floor_by_its_square():
     x = draw(0, 400, 4)
-    found = sets.against_floor(frechet_of_sets, x, x + 1.0, rng=np.random.default_rng(1), paired=True)
-    assert found.value.value - found.floor.value == pytest.approx(4.0, rel=0.1)
-    assert found.value.low < found.value.value < found.value.high
+    value, floor = (
+        sets.over_halves(frechet_of_sets, x, judged, rng=np.random.default_rng(1), paired=True) for judged in (x + 1, x)
+    )
+    assert value.value - floor.value == pytest.approx(4.0, rel=0.1)
+    assert value.low < value.value < value.high
 
 
-def test_value_and_floor_are_taken_at_one_size():
-    seen: set[tuple[int, int]] = set()
+@pytest.mark.parametrize(("items", "judged", "size"), [(50, 10, 10), (50, 90, 25)])
+def test_as_many_judged_items_are_compared_as_a_half_has(items: int, judged: int, size: int):
+    seen: list[tuple[int, int]] = []
 
     def measure(a: np.ndarray, b: np.ndarray) -> float:
-        seen.add((len(a), len(b)))
+        seen.append((len(a), len(b)))
         return 0.0
 
-    sets.against_floor(measure, draw(0, 50, 2), draw(1, 10, 2), rng=np.random.default_rng(2), paired=False)
-    assert seen == {(10, 10)}
-    sets.against_floor(measure, draw(0, 50, 2), draw(1, 90, 2), rng=np.random.default_rng(2), paired=False)
-    assert seen == {(10, 10), (25, 25)}
+    sets.over_halves(measure, draw(0, items, 2), draw(1, judged, 2), rng=np.random.default_rng(2), paired=False)
+    assert set(seen[: sets.SPLITS]) == {(size, size)}
 
 
 def test_no_seed_stands_on_both_sides():
@@ -47,48 +47,83 @@ def test_no_seed_stands_on_both_sides():
         together.append(len(set(a) & set(b)))
         return 0.0
 
-    sets.against_floor(measure, items, items, rng=np.random.default_rng(0), paired=True)
+    sets.over_halves(measure, items, items, rng=np.random.default_rng(0), paired=True)
     assert set(together) == {0}
 
 
-def test_the_interval_is_the_spread_of_one_estimate():
-    """A difference of means of 100 standard normals each has the deviation sqrt(2 / 100)."""
-    reference, judged = draw(3, 200), draw(4, 100)
-    found = sets.against_floor(
-        lambda a, b: float(b.mean() - a.mean()),
-        reference,
-        judged,
-        rng=np.random.default_rng(5),
-        paired=False,
-        draws=800,
-    )
-    assert found.value.high - found.value.low == pytest.approx(2 * 1.96 * np.sqrt(2 / 100), rel=0.15)
+def test_the_interval_of_a_linear_figure_is_that_of_its_variance():
+    """A difference of means of 100 and 100 standard normals has the deviation sqrt(2 / 100), whatever the halves."""
+    widths = [
+        found.high - found.low
+        for i in range(12)
+        for found in [
+            sets.over_halves(
+                lambda a, b: float(b.mean() - a.mean()),
+                draw(2 * i, 100),
+                draw(2 * i + 1, 50),
+                rng=np.random.default_rng(i),
+                paired=False,
+            )
+        ]
+    ]
+    # twelve halves of the reference are nearly all of it
+    assert np.mean(widths) == pytest.approx(2 * sets.student(11) * np.sqrt(1 / 100 + 1 / 50), rel=0.12)
 
 
-def test_doubled_items_do_not_move_the_interval_off_its_estimate():
-    a, b = draw(6, 60, 16), draw(7, 60, 16)
-    found = sets.spread(frechet_of_sets, a, b, rng=np.random.default_rng(8), draws=60)
-    assert found.value == pytest.approx(frechet_of_sets(a, b))
-    assert found.low < found.value < found.high
-    assert found.high - found.value < 0.5 * found.value
+def test_the_interval_of_a_quadratic_figure_is_no_wider_than_its_spread():
+    """The square of the mean of n standard normals has the deviation sqrt(2) / n; leaving one out alone says 2 / n."""
+    n, groups = 60, np.arange(60) % sets.GROUPS
+    found = []
+    for i in range(150):
+        x = draw(i, n)
+        statistic = lambda left_out, x=x: float(x[~np.isin(groups, left_out)].mean() ** 2)  # noqa: E731
+        each = sets.jackknife(statistic, [np.unique(groups)], rng=np.random.default_rng(i))
+        found.append((each.value, (each.high - each.low) / 2 / sets.student(sets.GROUPS - 1)))
+    values, errors = np.array(found).T
+    assert np.sqrt((errors**2).mean()) == pytest.approx(np.sqrt(2) / n, rel=0.25)
+    assert values.std() == pytest.approx(np.sqrt(2) / n, rel=0.25)
+
+
+def test_intervals_of_a_frechet_distance_hold_about_as_often_as_they_say_and_are_no_wider_than_that_takes():
+    """Sixty-four pairs of eight features that hardly differ, again and again: 95% intervals of the mean distance."""
+    found = []
+    for i in range(30):
+        y = draw(i, 64, 8)
+        q = y + 0.1 * draw(1000 + i, 64, 8)
+        found.append(sets.over_halves(frechet_of_sets, y, q, rng=np.random.default_rng(i), paired=True))
+    values = np.array([each.value for each in found])
+    held = np.mean([each.low <= values.mean() <= each.high for each in found])
+    wide = np.mean([each.high - each.low for each in found]) / (2 * 1.96 * values.std(ddof=1))
+    assert held >= 0.85 and 0.8 < wide < 1.5
+
+
+@pytest.mark.parametrize("degrees", [7, 11, 15, 30])
+def test_students_quantile_is_scipys(degrees: int):
+    t = pytest.importorskip("scipy.stats").t
+    assert sets.student(degrees) == pytest.approx(t.ppf(0.975, degrees), abs=0.01)
 
 
 def test_any_measure_of_two_sets_will_do():
-    found = sets.against_floor(
-        manifold.precision, draw(0, 200, 3), draw(1, 100, 3) + 9, rng=np.random.default_rng(0), paired=False, draws=5
-    )
-    assert found.value.value == 0.0 and found.floor.value > 0.8
-    assert found.as_json()["floor"] == found.floor.as_json()
+    far = draw(1, 100, 3) + 9
+    found = sets.over_halves(manifold.precision, draw(0, 200, 3), far, rng=np.random.default_rng(0), paired=False)
+    assert found.value == found.low == found.high == 0.0
+
+
+@pytest.mark.parametrize("items", [4, 7, 8, 13, 16, 17, 25])
+def test_groups_leave_enough_of_every_half(items: int):
+    x = draw(items, items, 2)
+    found = sets.over_halves(frechet_of_sets, x, x + 0.1, rng=np.random.default_rng(0), paired=True)
+    assert found.low <= found.value <= found.high
 
 
 @pytest.mark.parametrize(("reference", "judged", "paired"), [(3, 9, False), (9, 1, False), (3, 3, True)])
 def test_sets_without_two_items_to_a_half_are_refused(reference: int, judged: int, paired: bool):
     with pytest.raises(ValueError, match="expected 2 or more"):
-        sets.against_floor(
+        sets.over_halves(
             frechet_of_sets, draw(0, reference, 2), draw(1, judged, 2), rng=np.random.default_rng(), paired=paired
         )
 
 
 def test_paired_sets_of_other_sizes_are_refused():
     with pytest.raises(ValueError, match="paired sets differ in size: 4 and 5"):
-        sets.against_floor(frechet_of_sets, draw(0, 4, 2), draw(1, 5, 2), rng=np.random.default_rng(), paired=True)
+        sets.over_halves(frechet_of_sets, draw(0, 4, 2), draw(1, 5, 2), rng=np.random.default_rng(), paired=True)
