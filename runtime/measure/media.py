@@ -17,6 +17,7 @@ from quaver.runtime.audio import write_wav
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.measure.spectrogram import truecolour
 from quaver.runtime.measure.trajectories import Take
+from quaver.runtime.session import FLOAT
 
 Array = np.ndarray
 SILENT = 1e-3  # -60 dB under full scale
@@ -24,7 +25,7 @@ SILENT = 1e-3  # -60 dB under full scale
 
 @dataclass(frozen=True)
 class Voice:
-    """One take among those shown: of the engine of a name (None: the float model) with a correction."""
+    """One take among those shown: of the engine of a name with a correction, or None and the name of a float model."""
 
     engine: str | None
     correction: str
@@ -52,7 +53,8 @@ def write_voice(place: Bundle, voice: Voice, number: int, count: int) -> Iterato
     """
     sounds = voice.take.waveforms.size > 0
     for i in range(count if sounds or voice.take.pictures.size else 0):
-        file = place.media(f"clip-{i:03d}.{number:02d}-{voice.correction}.{'wav' if sounds else 'png'}")
+        name = voice.correction if voice.engine else FLOAT
+        file = place.media(f"clip-{i:03d}.{number:02d}-{name}.{'wav' if sounds else 'png'}")
         row: dict[str, Any] = {"engine": voice.engine, "correction": voice.correction, "file": file.name}
         row["latent_error"] = voice.errors[i] if len(voice.errors) else None
         if sounds:

@@ -174,7 +174,8 @@ def measure(
         findings.references[key] = reference_facts(
             subject, float_take, spread.tolist(), call, rate, number=len(findings.references)
         )
-        findings.voices.append(list(write_voice(staged(place), Voice(None, FLOAT, float_take, rate), 0, clips)))
+        voice = Voice(None, findings.references[key]["name"], float_take, rate)
+        findings.voices.append(list(write_voice(staged(place), voice, len(findings.voices), clips)))
     findings.engines.append(
         {
             "name": subject.name,

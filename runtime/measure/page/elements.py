@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from quaver.runtime.measure.markup import Markup, h, join
-from quaver.runtime.measure.units import span
+from quaver.runtime.measure.units import span, spoken
 from quaver.runtime.measure.verdict import best_row
 
 Report = Mapping[str, Any]
@@ -32,7 +32,7 @@ def pair(*cards: object) -> Markup:
 def table(caption: str, head: Sequence[object], body: Sequence[Markup]) -> Markup:
     """A table that scrolls sideways on a phone, by keyboard too."""
     columns = h("thead", h("tr", *(h("th", name, scope="col") for name in head)))
-    inner = h("table", h("caption", caption), columns, h("tbody", *body))
+    inner = h("table", h("caption", h("span", caption)), columns, h("tbody", *body))
     return h("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
@@ -63,9 +63,9 @@ def note(text: object) -> Markup:
     return h("p", text, class_="note")
 
 
-def again(command: str) -> Markup:
-    """The command that reproduces what stands above it."""
-    return h("p", "Reproduce: ", h("code", command), class_="again")
+def again(*commands: str) -> Markup:
+    """The commands that reproduce what stands above them, unfolded on request."""
+    return h("details", h("summary", "Reproduce"), *(h("div", h("code", line)) for line in commands), class_="again")
 
 
 def several(report: Report) -> bool:
@@ -76,6 +76,14 @@ def several(report: Report) -> bool:
 def titled(report: Report, engine: Report, *parts: str) -> str:
     """A name in a chart or table: the engine's where there are several, and what is said of it."""
     return " · ".join([*([engine["name"]] if several(report) else []), *parts]) or engine["target"]
+
+
+def subject(report: Report, engine: Report, correction: str) -> Markup:
+    """Heading of a row: a correction, and above it its engine where there are several."""
+    if not several(report):
+        return h("span", spoken(correction))
+    swatch = h("i", class_=f"swatch {tone(report, engine)}")
+    return h("span", swatch, h("b", engine["name"]), h("small", spoken(correction)))
 
 
 def tone(report: Report, engine: Report) -> str:

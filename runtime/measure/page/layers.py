@@ -24,10 +24,10 @@ def layers(report: Report) -> Markup:
         for engine in report["engines"]
     ]
     commands = [
-        again(f"quaver lint {shlex.quote(e['bundle'])}/unet.{e['target']}.onnx --target {e['target']}")
+        f"quaver lint {shlex.quote(e['bundle'])}/unet.{e['target']}.onnx --target {e['target']}"
         for e in report["engines"]
     ]
-    return section("layers", "Layers and kernels", LEDE, *blocks, *commands)
+    return section("layers", "Layers and kernels", LEDE, *blocks, again(*commands))
 
 
 def engine_layers(engine: Report) -> list[Markup | None]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from quaver.runtime.measure.markup import Markup, h
-from quaver.runtime.measure.page.elements import Report, featured, section, several, table
+from quaver.runtime.measure.page.elements import Report, featured, section, table
 from quaver.runtime.measure.spectrogram import hz_to_mel, picture
 from quaver.runtime.measure.units import percent, spoken
 
@@ -24,6 +24,7 @@ Take = Mapping[str, Any]
 LONG_PROMPT = 240
 BUDGET = 8_000_000  # bytes of sounds and pictures in the page
 BARS = 100  # of a waveform
+OPEN = 4  # clips that are unfolded
 
 
 def listen(report: Report, media: Media, *, budget: int = BUDGET) -> Markup:
@@ -48,18 +49,18 @@ def listen(report: Report, media: Media, *, budget: int = BUDGET) -> Markup:
         else "The same prompt, seed and noise through each engine."
     )
     rest = links(clips[len(inside) :], len(inside)) if len(inside) < len(clips) else None
-    return section("listen", "Listen" if sounds else "Look", lede, *inside, rest)
+    more = inside[OPEN:]
+    folded = h("details", h("summary", f"{len(more)} more clips"), *more, class_="more") if more else None
+    return section("listen", "Listen" if sounds else "Look", lede, *inside[:OPEN], folded, rest)
 
 
 def chosen(report: Report, takes: Sequence[Take]) -> list[Take]:
-    """The takes a page shows: the float models', and of each engine the corrections that its charts show."""
-    wanted = {(e["name"], row["name"]) for e in report["engines"] for row, _ in featured(report, e)}
-    floats = [take for take in takes if take["engine"] is None]
-    order = {engine["name"]: i for i, engine in enumerate(report["engines"])}
-    engines = [take for take in takes if (take["engine"], take["correction"]) in wanted]
-    if not several(report):
-        return floats + engines
-    return floats + sorted(engines, key=lambda take: order[take["engine"]])
+    """The takes a page shows: each float model's, and of its engines the corrections that their charts show."""
+    wanted = {(e["name"], row["name"]): e["reference"] for e in report["engines"] for row, _ in featured(report, e)}
+    wanted |= {(None, reference["name"]): reference["name"] for reference in report["references"]}
+    places = [reference["name"] for reference in report["references"]]
+    found = [take for take in takes if (take["engine"], take["correction"]) in wanted]
+    return sorted(found, key=lambda take: places.index(wanted[take["engine"], take["correction"]]))
 
 
 def clip(row: Mapping[str, Any], takes: Sequence[Take], media: Media) -> Markup:
@@ -77,11 +78,11 @@ def clip(row: Mapping[str, Any], takes: Sequence[Take], media: Media) -> Markup:
 def figure(row: Take, title: str, media: Media, *, named: bool) -> Markup:
     """One take: picture, frequency marks, waveform, player; of a picture, the picture."""
     name = spoken(row["correction"])
-    engine = h("b", row["engine"] or "float") if named else None
+    engine = h("b", row["engine"] or row["correction"]) if named else None
     name = "full precision" if named and not row["engine"] else name
     error = None if row["latent_error"] is None else h("small", percent(row["latent_error"]), " error")
     caption = h("figcaption", h("span", engine, h("span", name)), error)
-    said = f"{row['engine'] if named and row['engine'] else ''} {name}: {title}".strip()
+    said = f"{row['engine'] or row['correction'] if named else ''} {name}: {title}".strip()
     data = media(row["file"])
     if "rate" not in row:
         image = h("img", src=data_uri("image/png", data), alt=f"Picture by {said}")

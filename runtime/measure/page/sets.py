@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from quaver.runtime.measure.markup import Markup, h
-from quaver.runtime.measure.page.elements import Report, again, cell, line, note, section, several, table, tone
-from quaver.runtime.measure.units import number, percent, spoken
+from quaver.runtime.measure.page.elements import Report, again, cell, line, note, section, subject, table
+from quaver.runtime.measure.units import number, percent
 from quaver.runtime.measure.verdict import best_row
 
 LEDE = (
@@ -42,19 +42,12 @@ def network(report: Report, name: str) -> Markup:
     for engine, figures in there:
         best = best_row(engine["corrections"])["name"]
         for row in figures["corrections"]:
-            swatch = [h("i", class_=f"swatch {tone(report, engine)}"), engine["name"], " · "] if several(report) else []
-            body.append(
-                line(h("span", *swatch, spoken(row["name"])), *measured(row, columns), strong=row["name"] == best)
-            )
+            name = subject(report, engine, row["name"])
+            body.append(line(name, *measured(row, columns), strong=row["name"] == best))
     first = there[0][1]
     caption = f"{name}: {first['samples']} clips, {first['dimensions']} features"
     remarks = dict.fromkeys(figures["note"] for _, figures in there if figures["note"])
     return h("div", table(caption, ("", *columns), body), *map(note, [*remarks, *missing]), class_="network")
-
-
-def owner(report: Report, engine: Report) -> list[object]:
-    """The engine that a row of a table belongs to."""
-    return [h("i", class_=f"swatch {tone(report, engine)}"), engine["name"], " · "]
 
 
 def measured(row: Mapping[str, Any], columns: list[str]) -> list[Markup]:

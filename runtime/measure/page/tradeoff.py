@@ -17,6 +17,7 @@ from quaver.runtime.measure.page.elements import (
     pair,
     section,
     several,
+    subject,
     table,
     titled,
     tone,
@@ -33,7 +34,8 @@ def tradeoff(report: Report) -> Markup:
     lede = (
         f"One U-Net call on a batch of {call['batch']}, with what the correction adds to it, against the error of the"
         f" finished latent. {call['runs']} pairs of calls, float and engine in turns, after {call['warmup']} of"
-        f" warm-up, {call['threads']}; whiskers are 95% intervals. No engine beats a point on the dashed line in both."
+        f" warm-up, {call['threads']}; whiskers are 95% intervals, that of time once an engine. No engine beats a point"
+        " on the dashed line in both."
     )
     return section(
         "tradeoff",
@@ -66,7 +68,7 @@ def scatter_chart(report: Report) -> str:
             points.append(
                 scatter.Point(
                     titled(report, engine, spoken(row["name"])),
-                    call_times(report, engine, row),
+                    call_times(report, engine, row) if row is best else (call_times(report, engine, row)[1],) * 3,
                     bounds(row["latent_error"]),
                     style,
                     shapes[row["name"]],
@@ -126,18 +128,15 @@ def bars(report: Report, key: str, end: str, fmt: Format) -> str:
 def rows(report: Report) -> Markup:
     """One line per engine and correction."""
     kinds = [kind for kind in MEASURES if any(r[kind[0]] for e in report["engines"] for r in e["corrections"])]
-    head = (*(["engine"] if several(report) else []), "correction", "latent error", "against none")
+    head = ("engine and correction" if several(report) else "correction", "latent error", "against none")
     head = (*head, *(title for _, title, _ in kinds), "call", "against float")
     body = []
     for engine in report["engines"]:
         best = best_row(engine["corrections"])
         for row in engine["corrections"]:
-            name = spoken(row["name"])
-            first = [h("i", class_=f"swatch {tone(report, engine)}"), engine["name"]] if several(report) else [name]
             body.append(
                 line(
-                    h("span", *first),
-                    *([h("td", name)] if several(report) else []),
+                    subject(report, engine, row["name"]),
                     cell(row["latent_error"], percent),
                     cell(row["against_none"], lambda v: f"{v:.3f}×"),
                     *(cell(row[key], fmt) for key, _, fmt in kinds),

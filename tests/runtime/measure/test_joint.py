@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import onnx
 import pytest
 
 from quaver.runtime.artifact import load_json
+from quaver.runtime.audio import read_wav
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
 from quaver.runtime.measure import joint, report, table
@@ -89,7 +91,15 @@ def test_engines_of_other_sample_rates_and_models_keep_their_own_reference(bundl
     assert [row["rate"] for row in found["references"]] == [16000, 8000]
     assert any("different sample rates (8000 Hz, 16000 Hz)" in note for note in found["notes"])
     assert any("different float models" in note for note in found["notes"])
-    assert {take["rate"] for take in found["clips"][0]["takes"]} == {8000, 16000}
+    takes = found["clips"][0]["takes"]
+    assert [take["correction"] for take in takes if take["engine"] is None] == ["float", "float of coarse"]
+    # Each float model has files of its own, and stands before its engines.
+    assert [(take["rate"], read_wav(paths[0].parent / "media" / take["file"])[1]) for take in takes] == [
+        (take["rate"],) * 2 for take in takes
+    ]
+    assert {take["rate"] for take in takes} == {8000, 16000}
+    captions = re.findall(r"<figcaption><span><b>([^<]+)", paths[1].read_text(encoding="utf-8"))
+    assert list(dict.fromkeys(captions)) == ["float", "tiny", "float of coarse", "coarse"]
 
 
 def test_a_table_has_a_row_per_engine_and_correction_with_bounds_in_columns(written: dict[str, Any], tmp_path: Path):

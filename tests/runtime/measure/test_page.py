@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from quaver.runtime.measure import page
 from quaver.runtime.measure.spectrogram import truecolour
+from quaver.runtime.measure.units import spoken
 
 VOID = {"meta", "img", "br"}
 
@@ -158,3 +160,18 @@ def test_silent_and_clipped_clips_are_marked(report: dict[str, Any], media: dict
     text = page.render(report, media.__getitem__)
     assert text.count('<p class="warning">silent</p>') == 1  # the other three clips share their takes, but not this one
     assert '<p class="warning">1.2% clipped</p>' in text
+
+
+def test_a_table_says_its_engine_and_correction_in_one_heading_that_stays(
+    joint: dict[str, Any], media: dict[str, bytes]
+):
+    text = page.render(joint, media.__getitem__)
+    rows = re.findall(r'<tr[^>]*><th scope="row"><span><i[^>]*></i><b>([^<]+)</b><small>([^<]+)</small>', text)
+    wanted = [(e["name"], spoken(row["name"])) for e in joint["engines"] for row in e["corrections"]]
+    assert [(unescape(name), correction) for name, correction in rows] == 2 * wanted  # the corrections, and the sets
+
+
+def test_clips_beyond_the_first_are_folded_and_in_the_page(report: dict[str, Any], media: dict[str, bytes]):
+    report["clips"] += report["clips"][:1] * 3
+    open_, _, folded = page.render(report, media.__getitem__).partition('<details class="more"><summary>3 more clips')
+    assert open_.count('<article class="clip">') == 4 and folded.count('<article class="clip">') == 3
