@@ -39,6 +39,10 @@ class Engine(Protocol):
     def backend(self) -> str:
         """What runs it, a name of `BACKENDS`; with onnxruntime's execution provider where that is not the CPU."""
 
+    @property
+    def tensors(self) -> bool:
+        """Whether it reads torch's tensors where they lie, on its GPU, and answers them with a tensor there."""
+
     def __call__(self, feeds: Mapping[str, Array]) -> Array:
         """Run once on exactly the arrays that `inputs` names. Raises: EngineError when they do not fit."""
 

@@ -40,7 +40,7 @@ def open_engine(source: Any, *, threads: int | None = None) -> EagerEngine:
 class EagerEngine:
     """A module as an engine; answers numpy arrays with a numpy array, tensors with a tensor."""
 
-    backend = "eager"
+    backend, tensors = "eager", True
 
     def __init__(self, torch: Any, module: Any) -> None:
         self.torch, self.module = torch, module

@@ -72,6 +72,8 @@ def open_engine(source: Path, *, threads: int | None = None, spin: bool = True, 
 class OnnxEngine:
     """A session of onnxruntime as an engine; arrays are numpy's (others are copied to the CPU)."""
 
+    tensors = False
+
     def __init__(self, path: Path, session: Any, *, provider: str = "cpu") -> None:
         self.path, self.session = path, session
         self.backend = "onnxruntime" if provider == "cpu" else f"onnxruntime on {provider}"  # whose kernels err alike

@@ -69,6 +69,8 @@ def open_plan(plan: Plan, trt: Any, gpu: Gpu) -> Opened:
 class PlanEngine:
     """A plan as an engine; answers arrays with a numpy array, and CUDA tensors of torch with such a tensor."""
 
+    tensors = True
+
     def __init__(self, plan: Plan, opened: Opened) -> None:
         self.backend = f"tensorrt on {opened.gpu.capability}"  # TensorRT-RTX compiles kernels where a plan runs
         self.digest, self.inputs, self.name, self.gpu = plan.digest, opened.inputs, opened.name, opened.gpu

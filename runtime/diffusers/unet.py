@@ -1,7 +1,8 @@
 """An engine in place of a pipeline's U-Net:   unet(x_t [N, C, H, W], t, **conditioning).sample
 
 A pipeline reads `config`, `dtype` and `device` of a U-Net and calls it. An engine stays where it is and in the type it
-was built: what comes is brought to it, and answered in the type and on the device of x_t.
+was built: what comes is brought to it, and answered in the type and on the device of x_t. CUDA tensors stay where they
+are for an engine that reads them there, as a plan of TensorRT does.
 """
 
 from __future__ import annotations
@@ -116,10 +117,12 @@ class EngineUNet(Placed):
         given = {"encoder_hidden_states": encoder_hidden_states, "class_labels": class_labels, **others}
         rows = {name: value for name, value in given.items() if value is not None}
         self._check(tuple(sample.shape[1:]), rows)
-        t = timesteps(timestep, len(sample))
-        out = self.engine(self._fed(array(sample), t, {name: array(value) for name, value in rows.items()}))
+        torch, t = need("torch", extra="export"), timesteps(timestep, len(sample))
+        stays = self.engine.tensors and sample.is_cuda
+        bring, at = (finer, torch.from_numpy(t).to(sample.device)) if stays else (array, t)
+        out = self.engine(self._fed(bring(sample), at, {name: bring(value) for name, value in rows.items()}))
         check_finite(out, int(t[0]))
-        answer = need("torch", extra="export").as_tensor(out).to(sample)
+        answer = torch.as_tensor(out).to(sample)
         output = need("diffusers.models.unets.unet_2d_condition", extra="export").UNet2DConditionOutput
         return output(sample=answer) if return_dict else (answer,)
 
@@ -139,7 +142,7 @@ class EngineUNet(Placed):
                 "else: is it an engine of this pipeline's model?"
             )
 
-    def _fed(self, x: np.ndarray, t: np.ndarray, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _fed(self, x: Any, t: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return self.feeds(x, t, rows)
         except KeyError as error:
@@ -162,5 +165,10 @@ def timesteps(timestep: torch.Tensor | float, count: int) -> np.ndarray:
 
 def array(tensor: torch.Tensor) -> np.ndarray:
     """A tensor as numpy has it: numbers as float32, integers as they are."""
-    cpu = tensor.detach().cpu()
-    return (cpu.float() if cpu.is_floating_point() else cpu).numpy()
+    return finer(tensor.detach().cpu()).numpy()
+
+
+def finer(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor where it lies: numbers as float32, integers as they are."""
+    plain = tensor.detach()
+    return plain.float() if plain.is_floating_point() else plain

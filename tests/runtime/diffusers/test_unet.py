@@ -63,7 +63,7 @@ def tiny_unet(made_bundle):
 class Listening:
     """An engine that answers with what it is told to and keeps what it was fed."""
 
-    digest = "sha256:0"
+    digest, tensors = "sha256:0", False
 
     def __init__(self, *inputs, answer=0.0):
         self.inputs, self.answer = inputs, answer
@@ -145,6 +145,41 @@ def test_the_answer_is_in_the_type_of_the_sample(tiny_unet):
     (half,) = tiny_unet(x.half(), 501, class_labels=rows.half(), return_dict=False)
     assert half.dtype == torch.float16
     torch.testing.assert_close(half, expected.half(), rtol=0, atol=0)
+
+
+class Cuda(torch.Tensor):
+    """A tensor that says it lies on a GPU, and does not leave it."""
+
+    is_cuda = True
+
+    def cpu(self, *args, **kwargs):
+        raise AssertionError("brought to the CPU")
+
+    numpy = cpu
+
+
+def test_tensors_on_a_gpu_stay_there_for_an_engine_that_reads_them_there():
+    class Device(Listening):
+        tensors = True
+
+        def __call__(self, feeds):
+            self.fed = feeds
+            return 2 * feeds["sample"]
+
+    engine, x, rows = Device("sample", "timestep", "class_labels"), torch.randn(2, *SHAPE), torch.randn(2, 6)
+    unet = EngineUNet(engine, SHAPE)
+    on_gpu = {"sample": x.half().as_subclass(Cuda), "class_labels": rows.as_subclass(Cuda)}
+    answer = unet(on_gpu["sample"], 7, class_labels=on_gpu["class_labels"]).sample
+    assert [(type(value), value.dtype) for value in engine.fed.values()] == [
+        (Cuda, torch.float32), (torch.Tensor, torch.int64), (Cuda, torch.float32)
+    ]  # fmt: skip
+    assert engine.fed["class_labels"].data_ptr() == rows.data_ptr()  # no copy
+    assert (type(answer), answer.dtype) == (Cuda, torch.float16)
+    assert torch.equal(torch.Tensor.as_subclass(answer, torch.Tensor), 2 * x.half())
+    with pytest.raises(AssertionError, match="brought to the CPU"):  # for one that does not
+        EngineUNet(Listening("sample", "timestep"), SHAPE)(on_gpu["sample"], 7)
+    unet(x, 7, class_labels=rows)
+    assert {type(value) for value in engine.fed.values()} == {np.ndarray}
 
 
 def test_a_network_on_sigma_is_met_by_its_family():
