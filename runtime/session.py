@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 
 from quaver.runtime.artifact import digest_file, load_json
@@ -71,7 +72,7 @@ def open_bundle(
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(Path(bundle))
     if not bundle.root.is_dir():
-        raise ArtifactError(f"no bundle at {bundle.root}: {rerun(bundle)} makes it")
+        raise ArtifactError(f"no bundle at {bundle.root}: {nearest(bundle) or f'{rerun(bundle)} makes it'}")
     if not bundle.card.exists():
         raise ArtifactError(f"{bundle.root} has no {bundle.card.name}, so it is no bundle yet: {rerun(bundle)}")
     card = read_card(bundle)
@@ -200,7 +201,21 @@ def rerun(bundle: Bundle, force: str = "") -> str:
     return command(bundle, "run", *([f"--force {force}"] if force else []))
 
 
+def nearest(bundle: Bundle) -> str:
+    """The bundles and recipes whose names are like that of a missing one, asked for; "" where its recipe is there."""
+    beside = [] if recipe_of(bundle).exists() else list(bundle.root.parent.glob("*"))
+    there = {path.stem for path in beside if path.suffix == ".toml"}
+    there |= {path.name for path in beside if Bundle(path).card.exists()}
+    near = get_close_matches(bundle.root.name, sorted(there))
+    return f"did you mean {' or '.join(str(bundle.root.with_name(name)) for name in near)}?" if near else ""
+
+
 def command(bundle: Bundle, verb: str, *options: str) -> str:
     """A verb with a bundle's recipe and options, quoted; 'RECIPE' stands for one that is not beside the bundle."""
-    recipe = bundle.root.parent / f"{bundle.root.name}.toml"
+    recipe = recipe_of(bundle)
     return f"'{' '.join(['quaver', verb, str(recipe if recipe.exists() else 'RECIPE'), *options])}'"
+
+
+def recipe_of(bundle: Bundle) -> Path:
+    """Where the recipe of a bundle lies, unless the bundle was written elsewhere."""
+    return bundle.root.parent / f"{bundle.root.name}.toml"

@@ -141,6 +141,25 @@ def test_what_is_no_bundle_is_said_so(tmp_path):
         opened(tmp_path / "empty")
 
 
+def test_a_misspelt_bundle_is_answered_with_those_of_like_names(tiny_bundle):
+    beside = tiny_bundle.root.parent
+    tiny_bundle.root.rename(beside / "demo-w8a8")
+    (beside / "demo-w8a7").mkdir()  # no bundle
+    with pytest.raises(ArtifactError, match=r"no bundle at \S*demo-w8a9: did you mean \S*/demo-w8a8\?$"):
+        opened(beside / "demo-w8a9")
+    (beside / "demo-w4a8.toml").write_text("")
+    with pytest.raises(ArtifactError, match=r"did you mean \S*/demo-w8a8 or \S*/demo-w4a8\?$"):
+        opened(beside / "demo-w8a9")
+    with pytest.raises(ArtifactError, match=r"did you mean \S*/demo-w8a8 "):
+        opened(beside / "demo-w8a8.toml")
+    for name, says in (
+        ("something else", "'quaver run RECIPE' makes it"),
+        ("demo-w4a8", r"'quaver run \S*/demo-w4a8\.t"),
+    ):
+        with pytest.raises(ArtifactError, match=says):
+            opened(beside / name)
+
+
 @pytest.mark.parametrize("damage", [b"", b"not json", b'{"stamp": {"kind": "trace"}}'])
 def test_a_damaged_card_is_one_line(tiny_bundle, damage):
     tiny_bundle.card.write_bytes(damage)
