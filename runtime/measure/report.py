@@ -279,8 +279,11 @@ def notes(pairs: Pairs, findings: Findings) -> list[str]:
     for kind, why in (("silent", "silent"), ("clipped", "louder than full scale, and clipped in their files")):
         counts = [(row["name"], row[kind]) for row in findings.references.values()]
         counts += [(engine["name"], best_row(engine["corrections"])[kind]) for engine in findings.engines]
-        if any(number for _, number in counts):
-            said = ", ".join(f"{number} of {name}" for name, number in counts)
+        numbers = sorted({number for _, number in counts})
+        if len(numbers) == 1 and numbers[0]:
+            found.append(f"{numbers[0]} of {len(pairs.prompts)} clips are {why}, by float and by every engine.")
+        elif any(numbers):
+            said = ", ".join(f"{number} by {name}" for name, number in counts)
             found.append(f"Of {len(pairs.prompts)} clips each, some are {why}: {said}.")
     return found
 

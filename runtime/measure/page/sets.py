@@ -42,8 +42,8 @@ def network(report: Report, name: str) -> Markup:
     for engine, figures in there:
         best = best_row(engine["corrections"])["name"]
         for row in figures["corrections"]:
-            name = subject(report, engine, row["name"])
-            body.append(line(name, *measured(row, columns), strong=row["name"] == best))
+            heading = subject(report, engine, row["name"])
+            body.append(line(heading, *measured(row, columns), strong=row["name"] == best))
     first = there[0][1]
     caption = f"{name}: {first['samples']} clips, {first['dimensions']} features"
     remarks = dict.fromkeys(figures["note"] for _, figures in there if figures["note"])

@@ -169,6 +169,7 @@ def test_a_table_says_its_engine_and_correction_in_one_heading_that_stays(
     rows = re.findall(r'<tr[^>]*><th scope="row"><span><i[^>]*></i><b>([^<]+)</b><small>([^<]+)</small>', text)
     wanted = [(e["name"], spoken(row["name"])) for e in joint["engines"] for row in e["corrections"]]
     assert [(unescape(name), correction) for name, correction in rows] == 2 * wanted  # the corrections, and the sets
+    assert "<caption><span>embedded probe: 64 clips, 96 features</span></caption>" in text
 
 
 def test_clips_beyond_the_first_are_folded_and_in_the_page(report: dict[str, Any], media: dict[str, bytes]):
