@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from quaver.calib.fanout import HERE, Fanout, clear
 from quaver.exporter.lock import locked
+from quaver.exporter.memory import Need, available, require
 from quaver.runtime.artifact import Stamp, atomic, digest_file, digest_folder, digest_json, read_stamp, sweep
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.config import to_table, to_toml
@@ -28,6 +29,7 @@ from quaver.runtime.progress import Progress, duration
 Recipe = Any  # a frozen dataclass with one settings dataclass a section
 Files = Callable[[Bundle, Recipe], Sequence[Path]]
 Digest = Callable[[Path], str]
+Foretell = Callable[[Bundle, Recipe, Fanout], Need | None]  # None: it cannot be told
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Run:
     chain: tuple[Stage, ...]
     fanout: Fanout = HERE
     options: tuple[str, ...] = ()  # of the command line, that a command to type must repeat
+    needs: Mapping[str, Foretell] = field(default_factory=dict)  # of memory, by stage
+    memory: int = 0  # bytes that a stage may take; 0: what is free when it starts
 
     def until(self, stage: str) -> str:
         """The command that brings the bundle up to date up to a stage."""
@@ -131,10 +135,13 @@ def keep_recipe(run: Run) -> None:
 def run_stage(stage: Stage, run: Run, reason: str) -> None:
     """Call the function of a stage with the stamp its files get.
 
-    Raises: ArtifactError when something it reads is missing; whatever it raises.
+    Raises: ArtifactError when something it reads is missing, RecipeError when it needs more memory than there is;
+    whatever it raises.
     """
     run.progress.say(f"{stage.name}: {reason}")
     started, stamp = time.monotonic(), stamp_now(stage, run)
+    if stage.name in run.needs and (wanted := run.needs[stage.name](run.bundle, run.recipe, run.fanout)):
+        require(stage.name, wanted, run.memory or available())
     settings = [getattr(run.recipe, section) for section in stage.settings]
     where = {"fanout": run.fanout} if stage.sharded else {}
     plug(stage.run, {}, what="stage")(run.bundle, *settings, stamp=stamp, progress=run.progress, **where)

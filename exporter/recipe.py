@@ -19,6 +19,7 @@ from quaver.calib.reconstruct import ReconstructSettings
 from quaver.calib.sensitivity import SensitivitySettings
 from quaver.exporter.build import BuildSettings, check_settings, plan_targets
 from quaver.exporter.export import ExportSettings
+from quaver.exporter.memory import MachineSettings
 from quaver.exporter.trace import ModelSettings
 from quaver.runtime.config import override, read_toml, to_config
 from quaver.runtime.errors import RecipeError
@@ -41,6 +42,7 @@ class Recipe:
     stats: StatsSettings = field(default_factory=StatsSettings)
     validate: ValidateSettings = field(default_factory=ValidateSettings)
     sensitivity: SensitivitySettings = field(default_factory=SensitivitySettings)  # no stage of the chain: an analysis
+    machine: MachineSettings = field(default_factory=MachineSettings)  # no stage's either: changing it makes none stale
 
     def __post_init__(self) -> None:
         if targets := plan_targets(self.export.targets):

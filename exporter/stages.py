@@ -80,6 +80,8 @@ def opened(
     path: Path, overrides: Iterable[str], out: Path | None, progress: Progress | None, fanout: Fanout = HERE
 ) -> Iterator[Run]:
     """A recipe read, and its bundle held."""
+    from quaver.exporter.memory import GIGA
+    from quaver.exporter.needs import NEEDS
     from quaver.exporter.recipe import load_recipe  # pulls in the settings of every stage
 
     given = list(overrides)
@@ -88,7 +90,7 @@ def opened(
     options = [word for setting in given for word in ("--set", setting)] + (["--out", str(out)] if out else [])
     progress = progress or Progress()
     with open_run(path, recipe, bundle, STAGES, progress=progress, fanout=fanout, options=options) as run:
-        yield run
+        yield replace(run, needs=NEEDS, memory=int(recipe.machine.memory * GIGA))
 
 
 def model_files(bundle: Bundle, recipe: Recipe) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from quaver.exporter.chain import Stage, changed, find, open_run, run_all, run_one
+from quaver.exporter.memory import Need
 from quaver.runtime.artifact import Stamp, load_json, read_stamp, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError, RecipeError
@@ -133,6 +134,22 @@ def test_until_stops_there_and_force_runs_what_is_current(opened):
 def test_a_stage_that_is_none_is_answered_with_the_nearest(opened, how):
     with pytest.raises(RecipeError, match=r"unknown stage 'pag'; did you mean 'page'\?"):
         calls(opened, **how)
+
+
+def test_a_stage_that_needs_more_memory_than_it_may_take_is_refused_before_it_starts(opened):
+    with opened() as run:
+        short = replace(run, needs={"length": lambda bundle, recipe, fanout: Need(3 * 10**9)}, memory=10**9)
+        with pytest.raises(RecipeError, match=r"length needs about 3\.0 GB .* 1\.0 GB are free: .*machine\.memory=3$"):
+            run_all(short)
+        assert CALLS == ["text"]
+        run_all(replace(short, memory=3 * 10**9))
+        assert CALLS == ["text", "length", "extra", "page"]
+
+
+def test_a_stage_whose_need_is_not_known_runs(opened):
+    with opened() as run:
+        run_all(replace(run, needs={"length": lambda bundle, recipe, fanout: None}, memory=1))
+    assert CALLS == ["text", "length", "extra", "page"]
 
 
 def test_the_paths_returned_are_those_of_the_last_stage(opened, tmp_path):

@@ -86,7 +86,7 @@ def test_a_recipe_that_is_not_there_is_answered_with_the_nearest(tmp_path):
 
 def test_every_section_is_read_by_a_stage_and_every_stage_reads_sections_that_exist():
     read = {section for stage in (*STAGES, *ANALYSES) for section in stage.settings}
-    assert read == {field.name for field in fields(Recipe)}
+    assert read | {"machine"} == {field.name for field in fields(Recipe)}  # what a run may take is in no digest
 
 
 def test_a_stage_reads_only_what_stages_before_it_write():
