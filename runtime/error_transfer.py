@@ -41,10 +41,10 @@ def choose(paths: Sequence[Path], wanted: Binding, *, between: bool = False, fit
     if not mine:
         check_binding(found[0][1], wanted, fits=fits)
     near = not between and any(carried(stats, wanted, {"guidance", "steps"}) for _, stats in found)
-    hint = ", have --interpolate-stats (interpolate=True) serve the timesteps between to mean, ptqd and D2" * near
+    hint = "; with --interpolate-stats (interpolate=True), mean, ptqd and D2 serve the timesteps between" * near
     raise ArtifactError(
         f"this engine's error statistics are of {', '.join(map(sampling_name, mine))}, and {sampling_name(wanted)} is "
-        f"asked for: sample as they were fitted, or fit others beside them with {fits}{hint}, or use --correct none"
+        f"asked for: sample as they were fitted, or fit others beside them with {fits}, or use --correct none{hint}"
     )
 
 

@@ -126,7 +126,7 @@ def test_fitted_corrections_run_by_name_and_change_the_sample(tiny_bundle, eta):
     ("other", "says"),
     [
         ({"guidance": 4.0}, "ddim-5-g4 .*RECIPE --guidance 4'"),
-        ({"steps": 6}, "ddim-6-g2 .*RECIPE --steps 6', .* --interpolate-stats"),
+        ({"steps": 6}, "ddim-6-g2 .*RECIPE --steps 6', .*--interpolate-stats"),
         ({"eta": 1.0}, "ddim-5-eta1-g2 .*RECIPE --eta 1'"),
         ({"sampler": "ddpm", "steps": 6}, "ddpm-6-g2 .*RECIPE --sampler ddpm --steps 6'"),
     ],
