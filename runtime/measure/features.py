@@ -1,9 +1,9 @@
 """Feature networks: what hears the clips when two sets of them are compared.
 
-    waveform [N, samples] or mel [N, 1, T', M] -> features [N, D] or [N, F, D], logits [N, K] by name
+    waveform [N, samples], mel [N, 1, T', M] or image [N, C, H, W] -> features [N, D] or [N, F, D], logits [N, K]
 
     probe                 the bundle's own; small, offline; its distances compare with their floor and nothing else
-    onnx:FILE[@RATE]      any graph with an input `waveform` [B, samples] and an output `features`
+    onnx:FILE[@RATE]      any graph with an input `waveform` [B, samples] or `image`, and an output `features`
     vggish[:FILE]         128 features of each 0.96 s, 16 kHz: what FAD is taken over (Kilgour et al. 2019)
     panns[:FILE]          Cnn14 of PANNs, 2048 features and 527 classes (Kong et al. 2020): FD and KL of text-to-audio
     clap[:FOLDER or ID]   512 features in one space with text (Wu et al. 2023): the CLAP score
@@ -55,8 +55,8 @@ class Network:
     """A feature network that is open.
 
     name: of the network, with its weights. distance: what the Frechet distance over its features is called. hear: from
-    "waveform" [N, samples] in [-1, 1] and "mel" [N, 1, T', M], or one of them. read: texts [N] into the same space
-    [N, D], where there is one. note: what a reader must know.
+    "waveform" [N, samples] in [-1, 1], "mel" [N, 1, T', M] and "image" [N, C, H, W], or some of them. read: texts [N]
+    into the same space [N, D], where there is one. note: what a reader must know.
     """
 
     name: str

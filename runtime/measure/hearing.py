@@ -18,13 +18,13 @@ import numpy as np
 
 from quaver.runtime.errors import QuaverError
 from quaver.runtime.measure.agreement import Words, accuracies, cosine, said
-from quaver.runtime.measure.divergence import paired_kl, softmax
+from quaver.runtime.measure.divergence import inception_score, paired_kl, softmax
 from quaver.runtime.measure.features import Heard, Network, open_network
 from quaver.runtime.measure.frechet import few_samples, frechet_of_sets
 from quaver.runtime.measure.manifold import NEIGHBOURS, precision, recall
 from quaver.runtime.measure.quality import Interval, mean_interval
 from quaver.runtime.measure.reference import load_clips, load_features
-from quaver.runtime.measure.sets import Measure, half, over_halves
+from quaver.runtime.measure.sets import FEWEST, Measure, half, of_set, over_halves
 from quaver.runtime.measure.trajectories import Take
 
 Array = np.ndarray
@@ -46,13 +46,16 @@ class Scene:
 
 def set_measures(spec: str, scene: Scene, reference: Take, takes: Mapping[str, Take]) -> Rows:
     """What the feature network `spec` makes of every correction's samples as a set, with floors."""
-    if not any(values.size for values in reference.heard.values()):
-        return {"network": spec, "missing": "Feature networks listen to sounds, and these takes end at latents."}
+    if not reference.heard:
+        return {"network": spec, "missing": "These takes end at latents: there is nothing to hear or to see."}
     try:
         network = open_network(spec, rate=scene.rate, probe=scene.probe)
         own, judged = network.hear(reference.heard), {name: network.hear(take.heard) for name, take in takes.items()}
     except QuaverError as error:
         return {"network": spec, "missing": f"{error}."}
+    except KeyError as error:
+        kinds = ", ".join(reference.heard)
+        return {"network": spec, "missing": f"{spec} takes {error}, and here is {kinds}: 'onnx:FILE' may take that."}
     real, notes = real_features(scene, network, reference.waveforms.shape)
     name, count, dimensions = network.distance, len(own.features), own.features.shape[-1]
     floors: dict[str, Rows] = {FLOAT_FLOOR: floor(name, own.features, count // 2), REAL_FLOOR: {}, "float": {}}
@@ -61,11 +64,11 @@ def set_measures(spec: str, scene: Scene, reference: Take, takes: Mapping[str, T
         measures = distances(name, own.features, heard.features, paired=True)
         if real is not None:
             measures |= distances(f"{name} to real", real, heard.features)
-        rows.append({"name": correction, "measures": measures | alike(own, heard) | to_text(network, scene, heard)})
+        rows.append({"name": correction, "measures": measures | told(network, scene, own, heard)})
     if real is not None:
         floors[REAL_FLOOR] = floor(f"{name} to real", real, half(real, own.features, paired=False))
         floors["float"] |= distances(f"{name} to real", real, own.features)
-    floors["float"] |= to_text(network, scene, own)
+    floors["float"] |= variety(own) | to_text(network, scene, own)
     return {
         "network": network.name,
         "samples": count,
@@ -83,11 +86,15 @@ def real_features(scene: Scene, network: Network, shape: tuple[int, ...]) -> tup
     path = Path(scene.reference).expanduser()
     try:
         if path.suffix == ".safetensors":
-            return load_features(path, network=network.name), ()
-        found = load_clips(path, rate=scene.rate, samples=shape[1], count=shape[0])
-        return network.hear({"waveform": found.waveforms}).features, found.notes
+            features, notes = load_features(path, network=network.name), ()
+        else:
+            found = load_clips(path, rate=scene.rate, samples=shape[1], count=shape[0])
+            features, notes = network.hear({"waveform": found.waveforms}).features, found.notes
     except (QuaverError, KeyError) as error:  # KeyError: a network that hears spectrograms, and these are files
         return None, (f"not compared with real clips: {error}",)
+    if len(features) < 4:  # halves of two
+        return None, (f"not compared with real clips: {path} holds {len(features)}, expected 4 or more", *notes)
+    return features, notes
 
 
 def distances(name: str, reference: Array, judged: Array, *, paired: bool = False, size: int = 0) -> Rows:
@@ -125,6 +132,24 @@ def alike(own: Heard, judged: Heard) -> Rows:
             found[f"KL, {name}"] = mean_interval(every[-1], rng=rng).as_json()
         found[f"same {name}"] = mean_interval(p.argmax(axis=1) == q.argmax(axis=1), rng=rng).as_json()
     return ({"KL": mean_interval(np.mean(every, axis=0), rng=rng).as_json()} if every else {}) | found
+
+
+def variety(heard: Heard) -> Rows:
+    """The inception-style score, mean over all that a network tells apart; none of few clips."""
+    seen = [softmax(logits) for logits in heard.logits.values()]
+    if not seen or len(seen[0]) < FEWEST:
+        return {}
+
+    def score(rows: Array) -> float:
+        return float(np.mean([inception_score(each[rows]) for each in seen]))
+
+    found = of_set(score, np.arange(len(seen[0])), rng=np.random.default_rng(0))
+    return {"inception-style score": {name: max(value, 1.0) for name, value in found.as_json().items()}}
+
+
+def told(network: Network, scene: Scene, own: Heard, heard: Heard) -> Rows:
+    """What a network tells apart in the clips of an engine."""
+    return alike(own, heard) | variety(heard) | to_text(network, scene, heard)
 
 
 def to_text(network: Network, scene: Scene, heard: Heard) -> Rows:

@@ -1,6 +1,6 @@
 """The embedded probe: a small network that hears a clip, the offline stand-in for VGGish, PANNs or CLAP.
 
-    waveform [B, N] or mel [B, 1, T', M] -> features [B, D], and one output of logits [B, K] per attribute
+    waveform [B, N], mel [B, 1, T', M] or image [B, C, H, W] -> features [B, D], and logits [B, K] per attribute
 
 Distances over its features are reported as "Frechet distance (embedded probe)": they compare with themselves and their
 floor, never with published FAD.
@@ -23,9 +23,10 @@ FEATURES, WAVEFORM = "features", "waveform"
 def judge(path: Path, heard: Mapping[str, Array], *, batch: int = 32, threads: int | None = None) -> dict[str, Array]:
     """Outputs of the probe at `path` by name, `features` `[N, D]` and logits `[N, K]`, for what it hears of `heard`.
 
-    `heard` holds `waveform` `[N, samples]`, `mel` `[N, 1, T', M]`, or both; the probe's input bears one of the names.
+    `heard` holds some of `waveform` `[N, samples]`, `mel` `[N, 1, T', M]` and `image` `[N, C, H, W]` in -1..1; the
+    probe's input bears one of the names.
 
-    Raises: EngineError when the file is no probe.
+    Raises: EngineError when the file is no probe, or hears something else.
     """
     import onnxruntime as ort
 
@@ -36,8 +37,12 @@ def judge(path: Path, heard: Mapping[str, Array], *, batch: int = 32, threads: i
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [node.name for node in session.get_outputs()]
         taken = session.get_inputs()[0].name
+        if taken not in heard:
+            raise EngineError(f"{path} takes {taken!r}, and here is {', '.join(heard)}: name a network for that")
         sounds = np.clip(heard[taken], -1, 1) if taken == WAVEFORM else heard[taken]
         rows = [session.run(None, {taken: sounds[i : i + batch]}) for i in range(0, len(sounds), batch)]
+    except EngineError:
+        raise
     except Exception as error:  # onnxruntime's classes derive from Exception alone
         reason = str(error).splitlines()[0]
         raise EngineError(
@@ -67,14 +72,15 @@ def graph(where: str, *, rate: int, probe: Path) -> Network:
     Raises: NetworkMissing when there is no such file; RecipeError for a rate that is no number.
     """
     path, _, said = where.rpartition("@") if "@" in where else (where, "", str(rate))
-    if not said.isdecimal() or not int(said):
+    if not said.isdecimal() or ("@" in where and not int(said)):
         raise RecipeError(f"feature network 'onnx:{where}': the rate is {said!r}, expected a number of Hz")
     file, hears = Path(path).expanduser(), int(said)
     if not file.is_file():
         raise NetworkMissing(f"no feature network at {file}: name an ONNX file as 'onnx:FILE' or 'onnx:FILE@RATE'")
 
     def hear(heard: Mapping[str, Array]) -> Heard:
-        return _heard(file, {**heard, WAVEFORM: resampled(heard[WAVEFORM], rate, hears)})
+        sounds = {WAVEFORM: resampled(heard[WAVEFORM], rate, hears)} if WAVEFORM in heard else {}
+        return _heard(file, {**heard, **sounds})
 
     return Network(file.stem, f"Frechet distance ({file.stem})", hear, note=resampling(rate, hears))
 

@@ -77,6 +77,12 @@ def over_halves(
     return jackknife(lambda left_out: float(np.mean(over(left_out))), sets, rng=rng)
 
 
+def of_set(measure: Callable[[Array], float], items: Array, *, rng: np.random.Generator) -> Interval:
+    """A measure of one set of `items` `[N, ...]`, `FEWEST` or more, with its 95% interval."""
+    groups = _groups(len(items), rng)
+    return jackknife(lambda left_out: measure(items[~np.isin(groups, left_out)]), [np.unique(groups)], rng=rng)
+
+
 def jackknife(
     without: Callable[[Sequence[int]], float], sets: Sequence[Array], *, rng: np.random.Generator
 ) -> Interval:

@@ -41,8 +41,9 @@ class Take:
 
     @property
     def heard(self) -> dict[str, Array]:
-        """What a probe may listen to."""
-        return {"waveform": self.waveforms, "mel": self.mels}
+        """What a feature network may hear or see; nothing of a take that ends at latents."""
+        found = {"waveform": self.waveforms, "mel": self.mels, "image": self.pictures}
+        return {name: values for name, values in found.items() if values.size}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 from quaver.runtime.audio import write_wav
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.measure import hearing
+from quaver.runtime.measure.divergence import softmax
 from quaver.runtime.measure.features import Heard, Network, open_network
 from quaver.runtime.measure.hearing import Scene
 from quaver.runtime.measure.trajectories import Take
@@ -33,7 +34,7 @@ def test_the_probe_measures_what_each_correction_made_against_float(tmp_path: Pa
 
     monkeypatch.setattr(hearing, "open_network", lambda *_, **__: Network("ears", "distance of ears", hear))
     found = hearing.set_measures("ears", SCENE, heard(y), {"none": heard(y), "moved": heard(moved)})
-    (floor,), (none, other) = found["floors"], [row["measures"] for row in found["corrections"]]
+    (floor, _), (none, other) = found["floors"], [row["measures"] for row in found["corrections"]]
     least = floor["measures"]["distance of ears"]["value"]
     assert none["distance of ears"]["value"] == pytest.approx(least) and none["same family"]["value"] == 1.0
     assert other["distance of ears"]["value"] - least == pytest.approx(4.0, rel=0.1)
@@ -86,7 +87,11 @@ def test_features_that_the_example_keeps_of_real_clips_say_what_the_clips_do(bun
 
 @pytest.mark.parametrize(
     ("reference", "rate", "said"),
-    [("missing", 16000, "no reference set at"), ("clips", 8000, "is at 8000 Hz, expected 16000 Hz")],
+    [
+        ("missing", 16000, "no reference set at"),
+        ("clips", 8000, "is at 8000 Hz, expected 16000 Hz"),
+        ("clips", 16000, "holds 1, expected 4 or more"),
+    ],
 )
 def test_a_reference_set_that_cannot_be_used_is_told_and_the_rest_is_measured(
     sounds: Take, tmp_path: Path, reference: str, rate: int, said: str
@@ -118,3 +123,42 @@ def test_a_network_that_reads_is_asked_for_the_cosine_with_the_prompt(sounds: Ta
     x = sounds.waveforms[:, :3]
     expected = np.mean(x[:, 0] / np.linalg.norm(x, axis=1))
     assert found["corrections"][0]["measures"]["text agreement"]["value"] == pytest.approx(expected)
+
+
+def test_the_inception_style_score_is_that_of_the_classes_heard(sounds: Take):
+    found = hearing.set_measures("ears", SCENE, sounds, {"none": sounds})
+    x = sounds.waveforms[:, 0]
+    p = softmax(np.stack([-x, x], axis=1))
+    score = np.exp((p * np.log(p / p.mean(axis=0))).sum(axis=1).mean())
+    floors = {row["name"]: row["measures"] for row in found["floors"]}
+    for measures in (floors["float"], found["corrections"][0]["measures"]):
+        assert measures["inception-style score"]["value"] == pytest.approx(score)
+        assert 1 <= measures["inception-style score"]["low"] < score < measures["inception-style score"]["high"]
+
+
+def test_a_network_that_sees_is_shown_pictures_and_one_that_hears_says_that_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pictures = np.random.default_rng(0).uniform(-1, 1, (40, 1, 2, 3)).astype(np.float32)
+    take = Take(np.zeros((1, 40, 1)), NONE, NONE, pictures)
+    helper = pytest.importorskip("onnx").helper
+    for taken, shape in (("image", ["B", 1, 2, 3]), ("waveform", ["B", 6])):
+        graph = helper.make_graph(
+            [helper.make_node("Flatten", [taken], ["features"])],
+            "eye",
+            [helper.make_tensor_value_info(taken, 1, shape)],
+            [helper.make_tensor_value_info("features", 1, ["B", 6])],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        (tmp_path / f"{taken}.onnx").write_bytes(model.SerializeToString())
+    scene = replace(SCENE, rate=0)
+    seen, deaf = (
+        hearing.set_measures(f"onnx:{tmp_path / taken}.onnx", scene, take, {"none": take})
+        for taken in ("image", "waveform")
+    )
+    (floor,) = seen["floors"]
+    assert seen["dimensions"] == 6 and seen["corrections"][0]["measures"] == floor["measures"]
+    assert "takes 'waveform', and here is image" in deaf["missing"]
+    ears = Network("ears", "distance of ears", lambda heard: Heard(heard["waveform"]))
+    monkeypatch.setattr(hearing, "open_network", lambda *_, **__: ears)
+    assert "ears takes 'waveform', and here is image" in hearing.set_measures("ears", scene, take, {})["missing"]

@@ -87,7 +87,7 @@ def test_the_interval_of_a_quadratic_figure_is_no_wider_than_its_spread():
 def test_intervals_of_a_frechet_distance_hold_about_as_often_as_they_say_and_are_no_wider_than_that_takes():
     """Sixty-four pairs of eight features that hardly differ, again and again: 95% intervals of the mean distance."""
     found = []
-    for i in range(30):
+    for i in range(24):
         y = draw(i, 64, 8)
         q = y + 0.1 * draw(1000 + i, 64, 8)
         found.append(sets.over_halves(frechet_of_sets, y, q, rng=np.random.default_rng(i), paired=True))
