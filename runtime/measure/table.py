@@ -15,6 +15,7 @@ from typing import Any
 
 from quaver.runtime.artifact import atomic
 from quaver.runtime.measure.units import number, spoken
+from quaver.runtime.measure.verdict import corrected_speedup
 
 Cell = str | float | Mapping[str, float] | None
 Row = dict[str, Cell]
@@ -59,7 +60,7 @@ def engine_rows(report: Mapping[str, Any], engine: Mapping[str, Any]) -> Iterato
             "SNR (dB)": row["snr_db"],
             **{title: row[key] for title, key in SAMPLES.items() if row[key]},
             "Latency (ms)": 1000 * (engine["call"]["engines"][engine["target"]]["median_s"] + row["added_s"]),
-            "Speed-up": engine["call"]["speedup"],
+            "Speed-up": corrected_speedup(engine["call"], row),
         }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from quaver.runtime.measure.markup import Markup, h
 from quaver.runtime.measure.page.elements import Report, note, several, tone
 from quaver.runtime.measure.units import decibel, megabytes, percent, span, spoken, times
-from quaver.runtime.measure.verdict import best_row
+from quaver.runtime.measure.verdict import best_row, corrected_speedup
 
 TICK = Markup('<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 13l5 5L20 6"/></svg>')
 CROSS = Markup('<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M6 6l12 12M18 6L6 18"/></svg>')
@@ -70,8 +70,9 @@ def tiles(report: Report) -> Markup:
     """Speed, error, sound and size of one engine, one tile each."""
     engine = report["engines"][0]
     call, best, whole = engine["call"], best_row(engine["corrections"]), report["references"][0]["bytes"]
+    speedup = corrected_speedup(call, best)
     rows = [
-        ("Speed of one U-Net call", f"{call['speedup']['value']:.2f}×", f"{times(call['speedup'])}, against float"),
+        ("Speed of one U-Net call", f"{speedup['value']:.2f}×", f"{times(speedup)}, against float"),
         (
             "Latent error",
             percent(best["latent_error"]["value"]),

@@ -23,7 +23,7 @@ from quaver.runtime.measure.page.elements import (
     tone,
 )
 from quaver.runtime.measure.units import decibel, megabytes, milliseconds, percent, spoken, times
-from quaver.runtime.measure.verdict import best_row
+from quaver.runtime.measure.verdict import best_row, corrected_speedup
 from quaver.runtime.session import FLOAT
 
 
@@ -134,6 +134,7 @@ def rows(report: Report) -> Markup:
     for engine in report["engines"]:
         best = best_row(engine["corrections"])
         for row in engine["corrections"]:
+            speedup = corrected_speedup(engine["call"], row)
             body.append(
                 line(
                     subject(report, engine, row["name"]),
@@ -141,7 +142,7 @@ def rows(report: Report) -> Markup:
                     cell(row["against_none"], lambda v: f"{v:.3f}×"),
                     *(cell(row[key], fmt) for key, _, fmt in kinds),
                     h("td", milliseconds(call_times(report, engine, row)[1])),
-                    h("td", f"{engine['call']['speedup']['value']:.2f}×", h("small", times(engine["call"]["speedup"]))),
+                    h("td", f"{speedup['value']:.2f}×", h("small", times(speedup))),
                     strong=row is best,
                 )
             )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from quaver.runtime.measure.report import ValidateSettings
-from quaver.runtime.measure.verdict import joint_verdict, listed, verdict
+from quaver.runtime.measure.verdict import corrected_speedup, joint_verdict, listed, verdict
 
 
 @pytest.mark.parametrize(
@@ -18,11 +18,22 @@ from quaver.runtime.measure.verdict import joint_verdict, listed, verdict
     ids=["kept by both", "error", "speed"],
 )
 def test_an_engine_ships_when_the_worse_bounds_keep_the_budget(budget: dict[str, float], passed: list[bool]):
-    rows = [{"name": "none", "latent_error": {"value": 0.05, "low": 0.04, "high": 0.06}}]
-    call = {"speedup": {"value": 1.3, "low": 1.1, "high": 1.5}}
+    rows = [{"name": "none", "latent_error": {"value": 0.05, "low": 0.04, "high": 0.06}, "added_s": 0.0}]
+    call = {"speedup": {"value": 1.3, "low": 1.1, "high": 1.5}, "engines": {"float": {"median_s": 0.02}}}
     found = verdict("ort-cpu", rows, call, ValidateSettings(**budget))
     assert [check["passed"] for check in found["checks"]] == passed
     assert found["ship"] == all(passed) and found["word"] == ("Ship" if all(passed) else "Do not ship")
+
+
+def test_what_a_correction_adds_to_a_call_counts_against_the_budget():
+    """Float takes 20 ms, the engine 10 ms and its correction 2 ms: 5/3, and 20/(20 + 2) with the worse bound."""
+    rows = [{"name": "auto", "latent_error": {"value": 0.05, "low": 0.04, "high": 0.06}, "added_s": 0.002}]
+    call = {"speedup": {"value": 2.0, "low": 1.0, "high": 4.0}, "engines": {"float": {"median_s": 0.02}}}
+    found = verdict("ort-cpu", rows, call, ValidateSettings(min_speedup=1.0))
+    assert corrected_speedup(call, rows[0])["value"] == pytest.approx(5 / 3) and not found["ship"]
+    assert found["checks"][1]["sentence"].startswith(
+        "One U-Net call with auto is 1.67× as fast as float, at least 0.91×"
+    )
 
 
 def judged(name: str, *, ship: bool, error: float, speed: float, size: int) -> dict[str, Any]:
