@@ -139,8 +139,9 @@ def traced(bundle: Bundle) -> list[Path]:
 
 def conditioning(bundle: Bundle) -> list[Path]:
     """What turns prompts into conditioning and timesteps into noise levels, where the model has it."""
-    encoders = (bundle.component("text_encoder"), bundle.component("class_encoder"))
-    parts = (bundle.tokenizer, *encoders, bundle.rows, bundle.given)
+    names = ("text_encoder", "text_encoder_2", "projection_model", "language_model", "class_encoder")
+    encoders = map(bundle.component, names)
+    parts = (bundle.tokenizer, bundle.tokenizer_2, *encoders, bundle.rows, bundle.given)
     files = [bundle.card, bundle.scheduler, *parts]
     return [path for path in files if path.exists() or path == bundle.card]
 

@@ -1,29 +1,31 @@
 """The stage that makes float ONNX graphs of a model: everything behind it sees only ONNX.
 
-The denoiser eps = f(x_t, t, c) becomes `unet.float.onnx`, the networks around it one file each. A diffusers folder is
-traced (`tracing`), and so is its authors' own checkpoint (`checkpoints`); somebody else's ONNX file is imported
-(`importing`). A U-Net that comes without a text encoder can be fed from samples (`samples`), and then its rows are the
-prompts.
+The denoiser eps = f(x_t, t, c) becomes `unet.float.onnx`, the networks around it one file each. A saved pipeline is
+traced (`pipelines`, `tracing`), and so is its authors' own checkpoint (`checkpoints`); somebody else's ONNX file is
+imported (`importing`). A U-Net that comes without a text encoder can be fed from samples (`samples`), and then its rows
+are the prompts.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from quaver.exporter.checkpoints.layout import Checkpoint, find_checkpoint
+from quaver.exporter.checkpoints.layout import find_checkpoint
 from quaver.exporter.checkpoints.original import load_original
+from quaver.exporter.model.hub import is_hub_id
 from quaver.exporter.model.importing import import_file, row_card
 from quaver.exporter.model.normal import note_macs
 from quaver.exporter.model.rowfiles import as_records, save_rows
 from quaver.exporter.model.samples import Samples, read_samples, sort_samples
-from quaver.exporter.model.source import Model, load_folder, model_folder
-from quaver.exporter.model.tokenizer import save_tokenizer
+from quaver.exporter.model.source import Model, is_embedded, load_folder, model_folder
+from quaver.exporter.model.tokenizer import save_tokenizers
 from quaver.exporter.model.tracing import check, trace_parts, trace_unet
 from quaver.exporter.modelfile import save_model
+from quaver.exporter.pipelines.index import family_of, load_pipeline
 from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
@@ -48,8 +50,9 @@ TORCH_INPUTS = {
 class ModelSettings:
     """The table [model] of a recipe; what follows `samples` is for ONNX files (docs/onnx.md)."""
 
-    family: str = "audioldm"  # how the model's tensors are called and what they mean; "onnx": as the samples say
+    family: str = ""  # what the model's tensors are called and mean; "": its model_index.json's, else audioldm
     source: str = "demo"  # "demo", a diffusers folder, an original checkpoint, a hub id, or an .onnx file
+    revision: str = ""  # commit, tag or branch of a hub id; "": main as it is when it is first fetched
     frames: int = 0  # latent frames T; 0: the sample_size the model was trained with
     bins: int = 16  # latent frequency bins F
     length: Literal["fixed", "free"] = "fixed"  # whether the graph also takes other latent sizes
@@ -77,17 +80,19 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
 
     Raises: RecipeError for a source that is no such model, EngineError when ONNX and torch disagree.
     """
-    family = find_family(settings.family)
+    if settings.family:
+        find_family(settings.family)  # one that is misspelt costs no download
     if settings.source.endswith(".onnx"):
         return import_file(bundle, settings, stamp=stamp, progress=progress)
-    free = settings.length == "free"
+    samples = samples_for_unet(settings)
+    folder = model_folder(settings.source, settings.revision)
+    settings = replace(settings, family=settings.family or ("" if samples else family_of(folder)) or "audioldm")
+    family, free = find_family(settings.family), settings.length == "free"
     if free and not family.free_length:
         raise RecipeError(f"models of the family {family.name} take one length: set model.length = 'fixed'")
-    samples = samples_for_unet(settings)
-    checkpoint = checkpoint_of(settings.source)
-    model = load_original(checkpoint, settings.family) if checkpoint else load_folder(settings.source)
+    model = load_model(folder, settings)
     parts = {} if samples else model.parts
-    words = save_tokenizer(model, bundle.tokenizer) if "text_encoder" in parts else []
+    words = save_tokenizers(model, bundle) if parts else []
     shape = latent_shape(model.unet.config, settings, samples, own=model.latent)
     records = as_records(samples, TORCH_INPUTS, read_schedule(model.scheduler)) if samples else None
     fed = samples or (None if model.rows is None else Samples(model.rows, {}, 2))
@@ -103,6 +108,8 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
     files = [bundle.float_unet, *map(bundle.component, parts), save_scheduler(model.scheduler, bundle)]
     files += words
     said = card(bundle, settings, model, shape, list(parts))
+    if is_hub_id(settings.source):
+        said["revision"] = folder.name
     if samples:
         files += save_rows(bundle, samples, records, stamp)
         said |= row_card(samples, TORCH_INPUTS)
@@ -166,12 +173,16 @@ def samples_for_unet(settings: ModelSettings) -> Samples | None:
     return sort_samples(arrays, kinds, sample="sample", time="timestep")
 
 
-def checkpoint_of(source: str) -> Checkpoint | None:
-    """The original checkpoint a source names, downloaded when it is a hub id; None when it is a diffusers folder.
+def load_model(folder: Path, settings: ModelSettings) -> Model:
+    """The model of a folder or file: an original checkpoint, a U-Net to be fed from samples, or a whole pipeline.
 
-    Raises: RecipeError for half a checkpoint, or a hub id that the hub does not give.
+    Raises: RecipeError when it is another family's, damaged, or half there.
     """
-    return None if source == "demo" else find_checkpoint(source) or find_checkpoint(model_folder(source))
+    if not is_embedded(folder) and (checkpoint := find_checkpoint(folder)):
+        return load_original(checkpoint, settings.family)
+    if settings.samples or is_embedded(folder) or not family_of(folder):
+        return load_folder(folder)
+    return load_pipeline(folder, settings.family)
 
 
 def save_scheduler(scheduler: Mapping[str, Any], bundle: Bundle) -> Path:

@@ -110,6 +110,11 @@ class Bundle:
         return self.root / "tokenizer" / "tokenizer.json"
 
     @property
+    def tokenizer_2(self) -> Path:
+        """The tokenizer of the second text encoder, of models that have two."""
+        return self.root / "tokenizer_2" / "tokenizer.json"
+
+    @property
     def scheduler(self) -> Path:
         """The scheduler of the model, as diffusers writes it."""
         return self.root / "scheduler" / "scheduler_config.json"

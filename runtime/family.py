@@ -36,20 +36,25 @@ Card = Mapping[str, Any]
 
 FAMILIES = {
     "audioldm": "quaver.runtime.families.audioldm:FAMILY",
+    "audioldm2": "quaver.runtime.families.audioldm2:FAMILY",
     "ldm": "quaver.runtime.families.ldm:FAMILY",
     "make-an-audio": "quaver.runtime.families.make_an_audio:FAMILY",
     "onnx": "quaver.runtime.families.onnx:FAMILY",
+    "sdxl": "quaver.runtime.families.sdxl:FAMILY",
+    "stable-diffusion": "quaver.runtime.families.stable_diffusion:FAMILY",
     "tango": "quaver.runtime.families.tango:FAMILY",
+    "unconditional": "quaver.runtime.families.unconditional:FAMILY",
 }
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a family's functions read: the card, the graphs beside the U-Net by name, the tokenizer or the rows."""
+    """What a family's functions read: the card, the graphs beside the U-Net by name, the tokenizers or the rows."""
 
     card: Card
     engines: Mapping[str, Engine]
     tokenizer: Any = None
+    tokenizer_2: Any = None  # of a second text encoder
     rows: Rows = field(default_factory=dict)  # conditioning [N, ...] by name, of samples
     uncond: Rows = field(default_factory=dict)  # and its unconditional row [1, ...]
 
@@ -75,6 +80,22 @@ class Published:
     text_encoder: str = ""
     tokenizer: str = ""
     vocoder: str = ""
+
+
+def latent_diffusion(beta_start: float, beta_end: float, **more: Any) -> dict[str, Any]:
+    """The scheduler of latent diffusion (arXiv:2112.10752) with its ends, and `more` keys of diffusers."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": beta_start,
+        "beta_end": beta_end,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "epsilon",
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+        **more,
+    }
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def open_bundle(
             rows, uncond = load_rows(bundle)
             parts = Parts(card, engines, rows=rows, uncond=uncond)
         else:
-            parts = Parts(card, engines, load_tokenizer(bundle.tokenizer) if reads(family) else None)
+            parts = Parts(card, engines, *map(load_tokenizer, tokenizers(bundle, family)))
         engine = stack.enter_context(open_engine(path, threads=threads, provider=provider))
         check_engine(bundle, card, path, engine.digest)
         nothing = family.embed(parts, [""])
@@ -143,9 +143,10 @@ def find_engine(bundle: Bundle, engine_file: str | Path | None) -> tuple[Path, s
     return path, target
 
 
-def reads(family: Family) -> bool:
-    """Whether a family is told in words, which a tokenizer cuts up."""
-    return "text_encoder" in family.components
+def tokenizers(bundle: Bundle, family: Family) -> list[Path]:
+    """What cuts up words for a family, a file for each of its text encoders."""
+    files = {"text_encoder": bundle.tokenizer, "text_encoder_2": bundle.tokenizer_2}
+    return [path for name, path in files.items() if name in family.components]
 
 
 def check_complete(bundle: Bundle, card: Card, family: Family) -> None:
@@ -157,7 +158,7 @@ def check_complete(bundle: Bundle, card: Card, family: Family) -> None:
             "trace a model.source that has them, or feed it rows with model.samples"
         )
     graphs = {name: bundle.component(name) for name in family.components}
-    fed = [bundle.rows] if "rows" in card else [bundle.tokenizer] if reads(family) else []
+    fed = [bundle.rows] if "rows" in card else tokenizers(bundle, family)
     needed = [*graphs.values(), *fed, bundle.scheduler]
     if missing := [path.relative_to(bundle.root).as_posix() for path in needed if not path.exists()]:
         raise ArtifactError(

@@ -40,7 +40,7 @@ class PromptSettings:
     """The table [prompts] of a recipe. The paper samples 100 captions and adds 700: count = 100, budget = 700."""
 
     source: str = "grammar"  # "grammar", "demo" (captions of the embedded model), "classes", or a .txt or .jsonl file
-    aspects: str = ""  # a TOML file of aspects; empty: the paper's 7 modalities and 9 aspects
+    aspects: str = ""  # a TOML file of aspects, or "pictures"; empty: the paper's 7 modalities and 9 aspects
     embedding: str = ""  # a sentence-transformers model, hub id or folder, as topic model; empty: the offline lexicon
     generator: str = "grammar"  # what writes captions: "grammar", "llm", or your own as "package.module:function"
     count: int = 100  # captions taken from the source for calibration

@@ -1,6 +1,7 @@
 """The taxonomy B of what calibration prompts should cover: modalities (what sounds) and aspects (how it sounds).
 
-The default is the paper's: 7 modalities and 9 aspects (PTQ4ADM, section 4). Any TOML file of the same form replaces it.
+The default is the paper's: 7 modalities and 9 aspects (PTQ4ADM, section 4). "pictures" is one for models that draw:
+what is seen, and how. Any TOML file of the same form replaces it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Literal
 
 from quaver.runtime.config import read_toml, to_config
 from quaver.runtime.errors import RecipeError
+
+PICTURES = "pictures"
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,13 @@ class Taxonomy:
 
 
 def load_aspects(path: str | Path = "") -> tuple[Aspect, ...]:
-    """Read a taxonomy; the packaged default when `path` is empty.
+    """Read a taxonomy; the packaged default of sounds when `path` is empty, that of pictures when it is "pictures".
 
     Raises: RecipeError when the file is missing, is not UTF-8 TOML, is empty, holds what is no aspect, or names an
     aspect or a word twice.
     """
-    table = read_toml(Path(path or str(files("quaver.calib.prompts") / "aspects.toml")))
+    packaged = {"": "aspects.toml", PICTURES: "pictures.toml"}.get(str(path))
+    table = read_toml(Path(str(files("quaver.calib.prompts") / packaged)) if packaged else Path(path))
     try:
         aspects = tuple(_aspect(entry) for entry in to_config(Taxonomy, table).aspect)
         _refuse_twice([aspect.name for aspect in aspects], "it names the aspect")

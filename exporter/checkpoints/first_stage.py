@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quaver.exporter.checkpoints.layout import section
 from quaver.exporter.checkpoints.ldm import GROUPS
 from quaver.exporter.checkpoints.places import assign, build
+from quaver.exporter.checkpoints.tensors import under
 from quaver.runtime.errors import RecipeError
 from quaver.runtime.lazy import need
 
@@ -77,6 +80,21 @@ def load_decoder(
     assign(stage, tensors, dict(places(shape)), what=what, ignored=IGNORED)
     codebook = tensors[CODEBOOK].float() if CODEBOOK in tensors else None
     return as_decoder(stage, scale, codebook)
+
+
+def read_decoder(
+    tensors: Mapping[str, torch.Tensor], params: Mapping[str, Any], *, where: Path, what: Path
+) -> torch.nn.Module:
+    """The decoder of a whole checkpoint `what` of latent diffusion, `params` of its configuration `where`.
+
+    Raises: RecipeError where weights and configuration do not fit.
+    """
+    return load_decoder(
+        read_shape(section(params, "first_stage_config", "params", where=where)),
+        under(tensors, "first_stage_model."),
+        scale=float(tensors.get("scale_factor", 1.0)),
+        what=f"the first stage of {what}",
+    )
 
 
 def make_decoder(shape: Shape) -> torch.nn.Module:

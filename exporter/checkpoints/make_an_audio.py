@@ -48,13 +48,7 @@ def load(checkpoint: Checkpoint) -> Model:
     tensors, params = read_weights(checkpoint, "make-an-audio"), model_params(checkpoint)
     published, what, folder = first_published("make-an-audio"), checkpoint.weights, checkpoint.weights.parent
     shape = ldm.read_shape(section(params, "unet_config", "params", where=checkpoint.config or what))
-    stage = first_stage.read_shape(section(params, "first_stage_config", "params", where=checkpoint.config or what))
-    decoder = first_stage.load_decoder(
-        stage,
-        under(tensors, "first_stage_model."),
-        scale=float(tensors.get("scale_factor", 1.0)),
-        what=f"the first stage of {what}",
-    )
+    decoder = first_stage.read_decoder(tensors, params, where=checkpoint.config or what, what=what)
     return Model(
         folder=checkpoint.weights.parent,
         unet=ldm.load_unet(shape, under(tensors, UNET), what=f"the U-Net of {what}"),

@@ -36,13 +36,7 @@ def load(checkpoint: Checkpoint) -> Model:
     """
     tensors, params, what = read_weights(checkpoint, "ldm"), model_params(checkpoint), checkpoint.weights
     shape = ldm.read_shape(section(params, "unet_config", "params", where=checkpoint.config or what))
-    stage = first_stage.read_shape(section(params, "first_stage_config", "params", where=checkpoint.config or what))
-    decoder = first_stage.load_decoder(
-        stage,
-        under(tensors, "first_stage_model."),
-        scale=float(tensors.get("scale_factor", 1.0)),
-        what=f"the first stage of {what}",
-    )
+    decoder = first_stage.read_decoder(tensors, params, where=checkpoint.config or what, what=what)
     table = tensors.get(TABLE)
     size, published = int(params.get("image_size", 0)), published_like(table, shape.in_channels)
     return Model(

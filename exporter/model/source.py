@@ -1,4 +1,4 @@
-"""Where a model comes from: a diffusers folder, the embedded one, or a hub repository fetched into such a folder.
+"""Where a model comes from: a diffusers folder, the embedded one, or a repository of the hub (`hub`) as such a folder.
 
 Only weights and JSON are read: safetensors, or a checkpoint through torch's weights-only unpickler. No code that comes
 with a model is ever run.
@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quaver.exporter.checkpoints.places import assign, build
+from quaver.exporter.checkpoints.tensors import read_tensors
+from quaver.exporter.model.hub import WEIGHTS, fetch, is_hub_id
 from quaver.runtime.errors import RecipeError, first_line
 from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:
     import torch
 
-UNET_CLASSES = ("UNet2DConditionModel", "UNet2DModel")
+UNET_CLASSES = ("UNet2DConditionModel", "UNet2DModel", "AudioLDM2UNet2DConditionModel")
 FOLDER = "model.source must name a diffusers folder with unet/, scheduler/ and tokenizer/"
-CONFIGS = ("*.json", "tokenizer/*")
-TANGO = ("main_config.json", "pytorch_model_main.bin", "pytorch_model_vae.bin")  # its authors' layout
-WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin")  # in order of preference
+EARLIER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names of attention's layers
 
 
 @dataclass(frozen=True)
@@ -53,45 +54,37 @@ class Model:
     card: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load_folder(source: str) -> Model:
-    """The model of a diffusers folder. Raises: RecipeError when there is none, or it is damaged."""
-    folder = model_folder(source)
+def load_folder(folder: Path) -> Model:
+    """The U-Net of a diffusers folder, and what is around the embedded one.
+
+    Raises: RecipeError when there is none, or it is damaged.
+    """
     files = (folder / part / "config.json" for part in ("vocoder", "probe"))
     said, heard = (read_config(file) if file.exists() else {} for file in files)
     rate = {"sample_rate": int(said["sampling_rate"])} if "sampling_rate" in said else {}
     return Model(
         folder=folder,
         unet=load_unet(folder),
-        parts=load_parts(source, folder),
+        parts=load_embedded(folder) if is_embedded(folder) else {},
         scheduler=read_config(folder / "scheduler" / "scheduler_config.json"),
         card=rate | {"words": heard.get("words", {})},
     )
 
 
-def model_folder(source: str) -> Path:
-    """The folder that `source` names, as diffusers lays it out or TANGO: "demo", a path, or a hub id (downloaded).
+def model_folder(source: str, revision: str = "") -> Path:
+    """The folder that `source` names: "demo", a path, or a hub id, downloaded at a commit, tag or branch.
 
-    Raises: RecipeError when there is no such folder, or the hub does not give it.
+    Raises: RecipeError when the hub does not give it, or a revision is asked of something else.
     """
-    if source == "demo":
-        return Path(str(files("quaver.demo"))) / "model"
-    folder = Path(source).expanduser()
-    if folder.is_dir() or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        return folder
-    hub = need("huggingface_hub", extra="export")
-    try:
-        there = set(hub.list_repo_files(source))
-        weights = [name for name in WEIGHTS if name in there][:1] or [name for name in TANGO if name in there]
-        return Path(hub.snapshot_download(source, allow_patterns=[*CONFIGS, *weights]))
-    except Exception as error:  # offline, unknown, gated: the hub has a class for each
-        raise RecipeError(
-            f"model.source {source!r} is no folder here, and the hub did not give it ({first_line(error)}): "
-            "name a diffusers folder, or 'demo'"
-        ) from error
+    if source != "demo" and is_hub_id(source):
+        return fetch(source, revision)
+    if revision:
+        raise RecipeError(f"model.revision is {revision!r}, and {source} is no hub id: leave it out")
+    return Path(str(files("quaver.demo"))) / "model" if source == "demo" else Path(source).expanduser()
 
 
 def load_unet(folder: Path) -> torch.nn.Module:
-    """The U-Net of a diffusers folder in fp32, ready for inference.
+    """The U-Net of a diffusers folder in fp32, ready for inference; its weights are the pages of their file.
 
     Raises: RecipeError when the folder has no such network or its weights do not fit it.
     """
@@ -101,23 +94,41 @@ def load_unet(folder: Path) -> torch.nn.Module:
             f"{folder}/unet is a {found}, expected {' or '.join(UNET_CLASSES)}: export another network to ONNX "
             "and name the file as model.source (docs/onnx.md)"
         )
-    torch, diffusers = need("torch", extra="export"), need("diffusers", extra="export")
+    network = getattr(need("diffusers", extra="export"), found)
     try:
-        unet = getattr(diffusers, found).from_pretrained(
-            folder / "unet", local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise RecipeError(f"{folder}/unet does not load ({first_line(error)}): copy the model folder again") from error
-    return unet.eval()
+        unet = build(lambda: network.from_config(dict(config)))
+        if any(buffer.is_meta for buffer in unet.buffers()):  # tables that are no weights
+            unet = network.from_config(dict(config))
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise RecipeError(f"{folder}/unet is no {found} ({first_line(error)}): copy the model folder again") from error
+    return assign(unet, network_tensors(folder / "unet"), what=f"{folder}/unet")
 
 
-def load_parts(source: str, folder: Path) -> dict[str, torch.nn.Module]:
-    """The networks beside the U-Net by name: text_encoder, vae_decoder, vocoder, probe; none when it has another shape.
+def network_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one network of diffusers, by their names of today.
 
-    Raises: RecipeError when the embedded model is damaged.
+    Raises: RecipeError when the folder has no weights, or they are damaged.
     """
-    if source != "demo" and not (folder / "probe").is_dir():
-        return {}
+    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if name is None:
+        raise RecipeError(f"{folder} has a configuration and no weights ({WEIGHTS[0]}): copy the whole model folder")
+    shards = [name]
+    if name.endswith(".index.json"):
+        shards = sorted({Path(shard).name for shard in read_config(folder / name)["weight_map"].values()})
+    tensors = {key: value for shard in shards for key, value in read_tensors(folder / shard).items()}
+    return {".".join(EARLIER.get(word, word) for word in key.split(".")): value for key, value in tensors.items()}
+
+
+def is_embedded(folder: Path) -> bool:
+    """Whether a folder is laid out as the embedded model, which has a probe."""
+    return (folder / "probe").is_dir()
+
+
+def load_embedded(folder: Path) -> dict[str, torch.nn.Module]:
+    """The networks beside the embedded U-Net by name: text_encoder, vae_decoder, vocoder, probe.
+
+    Raises: RecipeError when they are damaged.
+    """
     try:
         parts = need("quaver.demo.components", extra="export").load_components(folder)
     except (OSError, KeyError, RuntimeError, ValueError) as error:

@@ -1,37 +1,56 @@
-"""The tokenizer of a model: the one in its folder, or the published one from the hub, at the length its U-Net takes.
+"""The tokenizers of a model: those in its folder, or the published one from the hub, at the length its U-Net takes.
 
 ids [B, L], mask [B, L]        L = `tokens`, where a U-Net has cross-attention over so many and no other number
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quaver.runtime.artifact import atomic
+from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError, first_line
 from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from quaver.exporter.model.source import Model
 
 FILE = "tokenizer.json"
-PADS = ("<pad>", "[PAD]")  # of T5 and RoBERTa, of BERT
+PADS = ("<pad>", "[PAD]")  # of T5 and RoBERTa, of BERT; CLIP's is another in each of its tokenizers
+SAID = ("tokenizer_config.json", "special_tokens_map.json")  # where a folder names its own
 
 
-def save_tokenizer(model: Model, path: Path) -> list[Path]:
-    """Write the tokenizer of a model to `path`; nothing where it has none and none was published.
+def save_tokenizers(model: Model, bundle: Bundle) -> list[Path]:
+    """Write the tokenizer of each text encoder of a model. Raises: RecipeError as `save_tokenizer`."""
+    files = {"text_encoder": bundle.tokenizer, "text_encoder_2": bundle.tokenizer_2}
+    return [
+        written
+        for part, path in files.items()
+        if part in model.parts
+        for written in save_tokenizer(model, path, path.parent.name)
+    ]
+
+
+def save_tokenizer(model: Model, path: Path, name: str = "tokenizer") -> list[Path]:
+    """Write the tokenizer in the folder `name` of a model to `path`; nothing where it has none and none was published.
 
     Raises: RecipeError when it is damaged, or has to come from the hub and does not.
     """
-    found = model.folder / "tokenizer" / FILE
-    if not found.is_file():
-        if not model.tokenizer:
-            return []
-        found = download(model.tokenizer, model.folder)
+    found = model.folder / name / FILE
+    if not found.is_file() and (found.parent / SAID[0]).is_file():
+        made = converted(found.parent)
+    elif found.is_file() or model.tokenizer:
+        found = found if found.is_file() else download(model.tokenizer, model.folder)
+        made = None
+    else:
+        return []
     with atomic(path) as temporary:
-        if model.tokens:
-            fit(found, model.tokens, temporary)
+        if model.tokens or made:
+            fit(made or opened(found), model.tokens, temporary, pad_of(model.folder / name), found)
         else:
             temporary.write_bytes(found.read_bytes())
     return [path]
@@ -49,15 +68,38 @@ def download(hub_id: str, folder: Path) -> Path:
         ) from error
 
 
-def fit(source: Path, tokens: int, out: Path) -> None:
-    """Write a tokenizer that cuts and pads every prompt to `tokens`. Raises: RecipeError when it is none, or cannot."""
+def opened(source: Path) -> Tokenizer:
+    """The tokenizer in a file. Raises: RecipeError when it is none."""
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(source))
+        return Tokenizer.from_file(str(source))
     except Exception as error:  # tokenizers raises nothing narrower
         raise RecipeError(f"{source} is not a tokenizer ({first_line(error)}): copy it again") from error
-    pads = {word: number for word in PADS if (number := tokenizer.token_to_id(word)) is not None}
+
+
+def converted(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder of before `tokenizer.json`: words and merges. Raises: RecipeError when it is none."""
+    transformers = need("transformers", extra="export")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    except Exception as error:  # transformers has a class for each
+        raise RecipeError(f"{folder} is not a tokenizer ({first_line(error)}): put its {FILE} there") from error
+
+
+def pad_of(folder: Path) -> str:
+    """The token that a folder says it pads with; "" when it says none."""
+    for name in SAID:
+        if (folder / name).is_file():
+            said = json.loads((folder / name).read_text(encoding="utf-8")).get("pad_token")
+            if word := said.get("content", "") if isinstance(said, dict) else said or "":
+                return str(word)
+    return ""
+
+
+def fit(tokenizer: Tokenizer, tokens: int, out: Path, pad: str, source: Path) -> None:
+    """Write a tokenizer that cuts and pads every prompt to `tokens`. Raises: RecipeError when it cannot pad."""
+    pads = {word: number for word in (pad, *PADS) if (number := tokenizer.token_to_id(word)) is not None}
     if not pads:
         raise RecipeError(f"{source} has no token to pad with, expected {' or '.join(PADS)}: copy it again")
     word, number = next(iter(pads.items()))

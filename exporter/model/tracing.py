@@ -43,7 +43,10 @@ OUTPUTS = {
     "vocoder": ("waveform",),
     "image_decoder": ("image",),
 }
-FREE = {"input_ids": ("batch", "length"), "attention_mask": ("batch", "length")}  # of all else, only the batch
+FREE = dict.fromkeys(  # of all else, only the batch
+    ("input_ids", "attention_mask", "states", "told", "told_mask"), ("batch", "length")
+)
+ADDED = ("text_embeds", "time_ids")  # conditions that a U-Net of diffusers takes in one argument, `added_cond_kwargs`
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def trace_parts(parts: Mapping[str, torch.nn.Module], shape: Sequence[int]) -> I
         "input_ids": torch.tensor([[2, 3, 4, 5], [2, 3, 0, 0]]),
         "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
         "class_label": torch.tensor([0, 1]),
+        "told_mask": torch.tensor([[1] * 9, [1] * 6 + [0, 0, 1]]),
         "latents": torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)),
     }
     for name, part in parts.items():
@@ -120,7 +124,7 @@ def trace_module(
         free["sample"] |= {2: "frames"}
         heard = {**feeds, "sample": feeds["sample"].repeat(1, 1, 2, 1)}
     answers, moved = _hear(module, heard.values()), _hear(module, map(_nudged, heard.values()))
-    with _quiet():
+    with quietly():
         program = torch.onnx.export(
             module,
             tuple(feeds.values()),
@@ -171,8 +175,9 @@ def _with_inputs(unet: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module
         raise RecipeError(
             f"model.samples feeds {len(names) - 2} arguments ({', '.join(names[2:])}), expected 3 at most"
         )
+    added = [name for name in names if name in ADDED and "added_cond_kwargs" in taken]
     for name in names:
-        if name not in taken:
+        if name not in taken and name not in added:
             raise RecipeError(f"model.samples: {unknown('argument of the U-Net', name, [*taken][2:])}")
     absent = [n for n, p in taken.items() if p.default is inspect.Parameter.empty and n not in names]
 
@@ -187,6 +192,8 @@ def _with_inputs(unet: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module
             if c2 is not None:  # a mask is shaped by the batch of what it masks: say that all batches are one
                 for given in (c for c in (c1, c2, c3) if c is not None):
                     torch._check(given.shape[0] == sample.shape[0])
+            if added:
+                fed["added_cond_kwargs"] = {name: fed.pop(name) for name in added}
             return getattr(self, WRAPPER)(**fed, return_dict=False)[0]
 
     return Denoiser().eval()
@@ -229,7 +236,7 @@ def _nudged(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """torch's exporter prints, logs and warns about its own internals; stdout belongs to the paths we write."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quaver.runtime.family import Array, Family, Parts, Published
+from quaver.runtime.family import Array, Family, Parts, Published, latent_diffusion
 from quaver.runtime.guide import Rows
 from quaver.runtime.text import tokenize
 
@@ -47,17 +47,7 @@ def published(*hub: str) -> Published:
     return Published(
         hub=hub,
         latent=(8, 256, 16),
-        scheduler={
-            "_class_name": "DDIMScheduler",
-            "num_train_timesteps": 1000,
-            "beta_start": 0.0015,
-            "beta_end": 0.0195,
-            "beta_schedule": "scaled_linear",
-            "prediction_type": "epsilon",
-            "steps_offset": 1,
-            "set_alpha_to_one": False,
-            "clip_sample": False,
-        },
+        scheduler=latent_diffusion(0.0015, 0.0195),
         sampling={"sampler": "ddim", "steps": 200, "eta": 1.0, "guidance": 2.5},
         licence="CC BY-NC-SA 4.0",
         sample_rate=16_000,

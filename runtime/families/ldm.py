@@ -19,7 +19,7 @@ import numpy as np
 
 from quaver.runtime.errors import QuaverError
 from quaver.runtime.families.tango import feeds
-from quaver.runtime.family import Array, Card, Family, Parts, Published
+from quaver.runtime.family import Array, Card, Family, Parts, Published, latent_diffusion
 from quaver.runtime.guide import Rows
 from quaver.runtime.schedule import Schedule
 
@@ -61,7 +61,7 @@ def decode(parts: Parts, latents: Array) -> dict[str, Any]:
 def fit(card: Card, schedule: Schedule) -> Family:
     """The family with the components of one model: a table of classes where it has classes."""
     if card.get("classes"):
-        return replace(FAMILY, components=("class_encoder", *PARTS), asks="number")
+        return replace(FAMILY, components=("class_encoder", *PARTS))
     return replace(FAMILY, asks="nothing")
 
 
@@ -70,17 +70,7 @@ def published(latent: tuple[int, int, int], beta_end: float, **sampling: Any) ->
     return Published(
         hub=(),
         latent=latent,
-        scheduler={
-            "_class_name": "DDIMScheduler",
-            "num_train_timesteps": 1000,
-            "beta_start": 0.0015,
-            "beta_end": beta_end,
-            "beta_schedule": "scaled_linear",
-            "prediction_type": "epsilon",
-            "steps_offset": 1,
-            "set_alpha_to_one": False,
-            "clip_sample": False,
-        },
+        scheduler=latent_diffusion(0.0015, beta_end),
         sampling={"sampler": "ddim", **sampling},
         licence="MIT, the licence of its repository",
     )
@@ -92,4 +82,4 @@ MODELS = {
     "ldm8-churches": published((4, 32, 32), 0.0155, steps=200, eta=0.0, guidance=1.0),
 }
 PARTS = ("image_decoder",)
-FAMILY = Family("ldm", "pictures", PARTS, embed, feeds, decode, fit=fit, models=MODELS, example=NO_CLASS)
+FAMILY = Family("ldm", "pictures", PARTS, embed, feeds, decode, fit=fit, models=MODELS, asks="number", example=NO_CLASS)

@@ -16,7 +16,7 @@ import numpy as np
 
 from quaver.runtime.families.audioldm import decode
 from quaver.runtime.families.tango import feeds
-from quaver.runtime.family import Array, Card, Family, Parts, Published
+from quaver.runtime.family import Array, Card, Family, Parts, Published, latent_diffusion
 from quaver.runtime.guide import Rows
 from quaver.runtime.schedule import Schedule
 from quaver.runtime.text import tokenize
@@ -45,17 +45,7 @@ def fit(card: Card, schedule: Schedule) -> Family:
 MAKE_AN_AUDIO = Published(
     hub=(),
     latent=(4, 10, 80),
-    scheduler={
-        "_class_name": "DDIMScheduler",
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "prediction_type": "epsilon",
-        "steps_offset": 1,
-        "set_alpha_to_one": False,
-        "clip_sample": False,
-    },
+    scheduler=latent_diffusion(0.00085, 0.012),
     sampling={"sampler": "ddim", "steps": 100, "eta": 0.0, "guidance": 3.0},
     licence="MIT, the licence of its repository",
     sample_rate=16_000,

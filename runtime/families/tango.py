@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from quaver.runtime.families.audioldm import decode
-from quaver.runtime.family import Array, Family, Parts, Published
+from quaver.runtime.family import Array, Family, Parts, Published, latent_diffusion
 from quaver.runtime.guide import Rows
 from quaver.runtime.text import tokenize
 
@@ -37,17 +37,7 @@ def feeds(x: Array, t: Array, rows: Rows) -> dict[str, Array]:
 TANGO = Published(
     hub=("declare-lab/tango", "declare-lab/tango-full", "declare-lab/tango2"),
     latent=(8, 256, 16),
-    scheduler={
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "prediction_type": "v_prediction",
-        "steps_offset": 1,
-        "set_alpha_to_one": False,
-        "clip_sample": False,
-    },
+    scheduler=latent_diffusion(0.00085, 0.012, _class_name="DDPMScheduler", prediction_type="v_prediction"),
     sampling={"sampler": "ddpm", "steps": 200, "guidance": 3.0},
     licence="CC BY-NC-SA 4.0",
     sample_rate=16_000,

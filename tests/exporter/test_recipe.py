@@ -23,7 +23,9 @@ def test_every_committed_recipe_loads_and_comes_back_from_its_resolved_form(path
 def test_every_committed_recipe_is_of_a_known_family_and_asks_it_what_it_can_draw(path):
     recipe = load_recipe(path)
     family = find_family(recipe.model.family)
-    assert (recipe.prompts.source == "classes") == (family.media == "pictures")
+    pictures = family.media == "pictures"
+    assert (recipe.prompts.source == "classes") == (pictures and family.asks != "text")
+    assert (recipe.prompts.aspects == "pictures") == (pictures and family.asks == "text")
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quaver.runtime.errors import QuaverError
-from quaver.runtime.families import ldm, make_an_audio, tango
+from quaver.runtime.families import audioldm2, ldm, make_an_audio, sdxl, tango, unconditional
 from quaver.runtime.family import FAMILIES, Parts, find_family
 from quaver.runtime.rows import fed_by_rows, row_number
 from quaver.runtime.sample import SamplingSettings
@@ -84,13 +84,61 @@ def test_a_family_says_what_it_asks_for_and_gives_an_example_that_all_its_models
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"onnx"}))
 def test_what_was_published_can_be_sampled_as_its_authors_do(name):
-    for model in find_family(name).models.values():
+    for key, model in find_family(name).models.items():
         schedule = read_schedule(model.scheduler)
         SamplingSettings(**model.sampling)
-        assert len(schedule.alpha_bar) == 1000 and schedule.alpha_bar_final == schedule.alpha_bar[0]
-        assert (schedule.prediction == "v_prediction") == (name == "tango")
+        assert len(schedule.alpha_bar) == 1000
+        assert schedule.alpha_bar_final == (1.0 if key == "ddpm-cifar10" else schedule.alpha_bar[0])
+        assert (schedule.prediction == "v_prediction") == (key in ("tango", "sd21"))
         assert len(model.latent) == 3 and model.licence
         assert bool(model.sample_rate) == (find_family(name).media == "sound")
+
+
+class Pair(Words):
+    """A second tokenizer, whose ids are negative."""
+
+    def encode_batch(self, prompts):
+        return [Encoding([-i for i in e.ids], e.attention_mask) for e in super().encode_batch(prompts)]
+
+
+def test_audioldm2_hears_its_language_model_turn_by_turn():
+    """A model that says the sum of what it is told, of 4 special rows of 1, "ab", and a row of 1 at the end."""
+    told = Engine(lambda text_embeds, states: np.pad(states, ((0, 0), (4, 1), (0, 0)), constant_values=1))
+    engines = {
+        "text_encoder": Engine(lambda input_ids, attention_mask: input_ids[:, :2], "input_ids", "attention_mask"),
+        "text_encoder_2": STATES,
+        "projection_model": told,
+        "language_model": Engine(lambda told, told_mask: (told * told_mask[..., None]).sum(1, keepdims=True)),
+    }
+    rows = audioldm2.embed(Parts({"turns": 3}, engines, Words(), Pair()), ["ab", ""])
+    first = 5 - 97 - 98
+    assert rows["encoder_hidden_states"][:, :, 0].tolist() == [[first, 2 * first, 4 * first], [5, 10, 20]]
+    assert rows["encoder_hidden_states_1"][0, :, 0].tolist() == [-97, -98, 0, 0]
+    assert rows["encoder_attention_mask_1"].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    assert {value.dtype for value in rows.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_sdxl_joins_two_encoders_and_says_the_size_of_the_picture(zero):
+    def states(input_ids):
+        return np.stack([input_ids, input_ids], -1).astype(np.float32)
+
+    second = Engine(lambda input_ids: np.concatenate([states(input_ids), np.full((2, 1, 2), 5)], 1), "input_ids")
+    engines = {"text_encoder": Engine(states, "input_ids"), "text_encoder_2": second}
+    card = {"nothing_is_zero": zero, "upscale": 8, "latent_shape": [4, 6, 10]}
+    rows = sdxl.embed(Parts(card, engines, Words(), Pair()), ["ab", ""])
+    assert rows["encoder_hidden_states"][0].tolist() == [[97, 97, -97, -97], [98, 98, -98, -98], [0] * 4, [0] * 4]
+    assert rows["text_embeds"].tolist() == [[5, 5], [0, 0] if zero else [5, 5]]
+    assert rows["time_ids"].tolist() == [[48, 80, 0, 0, 48, 80]] * 2
+
+
+def test_a_picture_of_noise_is_its_sample_unless_there_is_a_decoder():
+    pixels = np.zeros((1, 3, 4, 4))
+    family = unconditional.fit({"components": {}}, None)
+    assert family.components == () and family.decode(Parts({}, {}), pixels)["image"] is pixels
+    family = unconditional.fit({"components": {"image_decoder": "sha256:"}}, None)
+    decoder = Parts({}, {"image_decoder": Engine(lambda latents: latents + 1, "latents")})
+    assert family.components == ("image_decoder",) and family.decode(decoder, pixels)["image"].min() == 1
 
 
 def test_make_an_audio_without_its_vocoder_ends_at_the_mel():
