@@ -30,6 +30,7 @@ from quaver.runtime.measure.trajectories import Take
 Array = np.ndarray
 Rows = dict[str, Any]
 ENOUGH = 2 * NEIGHBOURS + 2  # items of a half that has neighbours still when two groups are left out
+FURTHER = "further than float"
 FLOAT_FLOOR, REAL_FLOOR = "float against float", "real against real"
 
 
@@ -62,8 +63,10 @@ def set_measures(spec: str, scene: Scene, reference: Take, takes: Mapping[str, T
     rows = []
     for correction, heard in judged.items():
         measures = distances(name, own.features, heard.features, paired=True)
+        measures |= beyond(FURTHER, own.features, own.features, heard.features, paired=True)
         if real is not None:
             measures |= distances(f"{name} to real", real, heard.features)
+            measures |= beyond(f"{FURTHER} to real", real, own.features, heard.features)
         rows.append({"name": correction, "measures": measures | told(network, scene, own, heard)})
     if real is not None:
         floors[REAL_FLOOR] = floor(f"{name} to real", real, half(real, own.features, paired=False))
@@ -112,6 +115,22 @@ def distances(name: str, reference: Array, judged: Array, *, paired: bool = Fals
         for title, (measure, a, b) in found.items()
         for most in [np.inf if measure is frechet_of_sets else 1.0]
     }
+
+
+def beyond(name: str, reference: Array, own: Array, judged: Array, *, paired: bool = False) -> Rows:
+    """How much further an engine's clips lie than the float model's own, pair by pair, as a share of the latter.
+
+    The one interval that tells an engine from float: what both have in common is not in it. Nothing of float clips
+    that are all alike.
+    """
+    if not np.ptp(own.reshape(-1, own.shape[-1]), axis=0).any():
+        return {}
+
+    def further(a: Array, b: Array) -> float:
+        return frechet_of_sets(a, b[:, 1]) / frechet_of_sets(a, b[:, 0]) - 1
+
+    both = np.stack([own, judged], axis=1)
+    return {name: over_halves(further, reference, both, rng=np.random.default_rng(0), paired=paired).as_json()}
 
 
 def floor(name: str, reference: Array, size: int) -> Rows:

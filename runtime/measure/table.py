@@ -19,7 +19,8 @@ from quaver.runtime.measure.verdict import corrected_speedup
 
 Cell = str | float | Mapping[str, float] | None
 Row = dict[str, Cell]
-SHARES = ("Latent error", "Reduction", "precision", "recall")  # written as percentages for people
+FURTHER = ("further than float", "further than float to real")
+SHARES = ("Latent error", "Reduction", "precision", "recall", *FURTHER)  # written as percentages for people
 
 
 def method_rows(report: Mapping[str, Any]) -> list[Row]:

@@ -12,10 +12,11 @@ from quaver.runtime.measure.verdict import best_row
 
 LEDE = (
     "What a feature network makes of the clips as a set. A distance between two finite sets is never zero, so it stands"
-    " beside its floor, what the same measure gives where nothing differs; an engine at the floor cannot be told from"
-    " float. Figures of one network compare with nothing but themselves."
+    " beside its floor, what the same measure gives where nothing differs. Further than float: by how much an engine's"
+    " distance is above that, pair by pair; if its interval holds 0, the engine cannot be told from float. Figures of"
+    " one network compare with nothing but themselves."
 )
-SHARES = ("same ", "says ", "precision", "recall", "text agreement")  # measures that are shares of clips
+SHARES = ("same ", "says ", "precision", "recall", "text agreement", "further ")  # measures that are shares of clips
 
 
 def sets(report: Report) -> Markup:

@@ -157,8 +157,23 @@ def test_a_network_that_sees_is_shown_pictures_and_one_that_hears_says_that_ther
         for taken in ("image", "waveform")
     )
     (floor,) = seen["floors"]
-    assert seen["dimensions"] == 6 and seen["corrections"][0]["measures"] == floor["measures"]
+    assert seen["dimensions"] == 6 and seen["corrections"][0]["measures"].items() >= floor["measures"].items()
     assert "takes 'waveform', and here is image" in deaf["missing"]
     ears = Network("ears", "distance of ears", lambda heard: Heard(heard["waveform"]))
     monkeypatch.setattr(hearing, "open_network", lambda *_, **__: ears)
     assert "ears takes 'waveform', and here is image" in hearing.set_measures("ears", scene, take, {})["missing"]
+
+
+def test_how_much_further_than_float_an_engine_lies_is_told_pair_by_pair():
+    """An equal engine lies at 0, a nearly equal one within what cannot be told, one of half as much again above."""
+    y = np.random.default_rng(0).normal(size=(64, 8))
+    noisy = y + 0.05 * np.random.default_rng(1).normal(size=y.shape)
+    same, near, far = (
+        hearing.beyond("further", y, y, judged, paired=True)["further"] for judged in (y, noisy, 1.5 * y)
+    )
+    assert same == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert near["low"] < 0.01 and abs(near["value"]) < 0.02
+    assert far["low"] > 0.2
+    value = hearing.distances("distance", y, noisy, paired=True)["distance"]
+    assert near["high"] - near["low"] < 0.2 * (value["high"] - value["low"]) / value["value"]  # what is common is out
+    assert hearing.beyond("further", np.zeros((16, 2)), np.zeros((16, 2)), np.ones((16, 2)), paired=True) == {}
