@@ -25,7 +25,7 @@ from quaver.exporter.model.source import Model, is_embedded, load_folder, model_
 from quaver.exporter.model.tokenizer import save_tokenizers
 from quaver.exporter.model.tracing import check, trace_parts, trace_unet
 from quaver.exporter.modelfile import save_model
-from quaver.exporter.pipelines.index import family_of, load_pipeline
+from quaver.exporter.pipelines.index import load_pipeline, saved_family
 from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
@@ -86,7 +86,7 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
         return import_file(bundle, settings, stamp=stamp, progress=progress)
     samples = samples_for_unet(settings)
     folder = model_folder(settings.source, settings.revision)
-    settings = replace(settings, family=settings.family or ("" if samples else family_of(folder)) or "audioldm")
+    settings = replace(settings, family=settings.family or ("" if samples else saved_family(folder)) or "audioldm")
     family, free = find_family(settings.family), settings.length == "free"
     if free and not family.free_length:
         raise RecipeError(f"models of the family {family.name} take one length: set model.length = 'fixed'")
@@ -180,7 +180,7 @@ def load_model(folder: Path, settings: ModelSettings) -> Model:
     """
     if not is_embedded(folder) and (checkpoint := find_checkpoint(folder)):
         return load_original(checkpoint, settings.family)
-    if settings.samples or is_embedded(folder) or not family_of(folder):
+    if settings.samples or is_embedded(folder) or not saved_family(folder):
         return load_folder(folder)
     return load_pipeline(folder, settings.family)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from quaver.exporter.checkpoints.layout import CLAPS, VOCODERS
+from quaver.exporter.checkpoints.layout import WEIGHTS as CHECKPOINTS
 from quaver.runtime.errors import RecipeError, first_line
 from quaver.runtime.lazy import need
 
@@ -48,8 +49,9 @@ log = logging.getLogger(__name__)
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source has the form owner/name and is no folder here."""
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
+    """Whether a source has the form owner/name and is neither a folder here nor a file by its name."""
+    file = Path(source).exists() or source.endswith(CHECKPOINTS)
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not file
 
 
 def fetch(source: str, revision: str = "") -> Path:

@@ -27,7 +27,7 @@ LOADERS = {
 }
 
 
-def family_of(folder: Path) -> str:
+def saved_family(folder: Path) -> str:
     """The family of a saved pipeline; "" where a folder has no index. Raises: RecipeError for a pipeline of none."""
     if not (folder / INDEX).is_file():
         return ""
@@ -42,7 +42,7 @@ def family_of(folder: Path) -> str:
 
 def load_pipeline(folder: Path, family: str) -> Model:
     """The model of a saved pipeline of `family`. Raises: RecipeError when it is another's, damaged or incomplete."""
-    found = family_of(folder)
+    found = saved_family(folder)
     if found != family:
         raise RecipeError(f"{folder} is of the family {found}, not {family}: set model.family = {found!r}")
     return plug(family, LOADERS, what="family of pipelines")(folder)

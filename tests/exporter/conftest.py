@@ -42,6 +42,16 @@ batch = 4
 """
 
 
+@pytest.fixture
+def hub_home(tmp_path, monkeypatch):
+    """A cache of the hub, where HF_HOME would have it, and no way to the hub itself."""
+    constants = pytest.importorskip("huggingface_hub").constants
+    home = tmp_path / "hub_home"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return home
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder: U-Net of 0.3 M random weights, scheduler."""

@@ -120,7 +120,9 @@ def test_a_revision_is_a_branch_or_tag_of_the_cache_too(cache):
 def test_only_a_hub_id_has_revisions(tmp_path):
     with pytest.raises(RecipeError, match=r"model\.revision is 'v1', and .* is no hub id: leave it out"):
         model_folder(str(tmp_path), "v1")
-    assert is_hub_id("owner/model") and not any(map(is_hub_id, ("demo", "a/b/c", "./model", "tests/exporter")))
+    assert is_hub_id("owner/model") and not any(
+        map(is_hub_id, ("demo", "a/b/c", "./model", "tests/exporter", "gone/m.ckpt"))
+    )
 
 
 def test_a_hub_that_does_not_answer_says_what_else_can_be_named(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from quaver.exporter.model.source import load_unet
-from quaver.exporter.pipelines.index import FAMILIES, LOADERS, family_of, load_pipeline
+from quaver.exporter.pipelines.index import FAMILIES, LOADERS, load_pipeline, saved_family
 from quaver.exporter.pipelines.networks import load_decoder, load_network
 from quaver.exporter.pipelines.stable_diffusion import check_conditions
 from quaver.runtime.errors import RecipeError
@@ -30,12 +30,12 @@ def test_every_pipeline_has_a_family_and_what_loads_it():
 
 
 def test_the_class_of_its_index_says_whose_a_folder_is(tmp_path):
-    assert family_of(tmp_path) == ""
-    assert family_of(index(tmp_path, "StableDiffusionXLPipeline")) == "sdxl"
+    assert saved_family(tmp_path) == ""
+    assert saved_family(index(tmp_path, "StableDiffusionXLPipeline")) == "sdxl"
     with pytest.raises(RecipeError, match=r"is of the family sdxl, not audioldm: set model\.family = 'sdxl'"):
         load_pipeline(tmp_path, "audioldm")
     with pytest.raises(RecipeError, match=r"is a FluxPipeline, which is not supported; these are: AudioLDMPipeline, "):
-        family_of(index(tmp_path, "FluxPipeline"))
+        saved_family(index(tmp_path, "FluxPipeline"))
 
 
 def test_a_network_that_is_not_whole_is_refused_by_module(tmp_path):

@@ -11,6 +11,7 @@ from quaver.runtime.denoise import initial_noise
 from quaver.runtime.generate import generate
 from quaver.runtime.progress import quiet
 from tests.exporter.checkpoints.test_chains import RECIPE, drawn, heard, size
+from tests.exporter.hub_cache import COMMIT, as_snapshot
 from tests.exporter.pipelines import saved
 
 torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
@@ -22,14 +23,14 @@ def hub_chain(make, hub_id, place, home, prompts=""):
     """The bundle of a hub id that the cache alone has, and the pipeline itself."""
     pipe = saved.build(make)
     pipe.save_pretrained(place / "saved")
-    saved.as_snapshot(place / "saved", hub_id, home)
+    as_snapshot(place / "saved", hub_id, home)
     said = RECIPE.format(family="", source=hub_id, model="", prompts=prompts, sampling="eta = 0.0")
     recipe = place / "made.toml"
     recipe.write_text(said.replace('family = ""\n', ""))
     run_recipe(recipe, until="export", progress=quiet())
     pipe.set_progress_bar_config(disable=True)
     card = json.loads((place / "made" / "bundle.json").read_text())
-    assert (card["source"], card["revision"]) == (hub_id, saved.COMMIT)
+    assert (card["source"], card["revision"]) == (hub_id, COMMIT)
     return place / "made", pipe, card
 
 
