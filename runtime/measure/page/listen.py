@@ -25,6 +25,10 @@ LONG_PROMPT = 240
 BUDGET = 8_000_000  # bytes of sounds and pictures in the page
 BARS = 100  # of a waveform
 OPEN = 4  # clips that are unfolded
+PLAY = Markup(
+    '<svg viewBox="0 0 24 24" aria-hidden="true"><path class="go" d="M7 4l13 8-13 8z"/>'
+    '<path class="stop" d="M6 4h4v16H6zm8 0h4v16h-4z"/></svg>'
+)
 
 
 def listen(report: Report, media: Media, *, budget: int = BUDGET) -> Markup:
@@ -104,9 +108,10 @@ def sound(row: Take, data: bytes, said: str) -> list[Markup | None]:
         if hz < rate / 2
     ]
     image = h("img", src=data_uri("image/png", picture(samples, rate=rate)), alt=f"Spectrogram of {said}")
+    play = h("button", PLAY, type="button", class_="play", aria_label=f"Play {said}", aria_pressed="false")
     warning = "silent" if row["silent"] else f"{percent(row['clipped'])} clipped" if row["clipped"] else None
     return [
-        h("div", image, *marks, h("i", class_="head"), class_="sound"),
+        h("div", image, *marks, h("i", class_="head"), play, class_="sound"),
         waveform(samples),
         h("p", warning, class_="warning") if warning else None,
         h("audio", src=data_uri("audio/wav", data), controls=True, preload="metadata", aria_label=said),

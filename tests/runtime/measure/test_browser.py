@@ -125,11 +125,15 @@ def test_the_page_works_in_a_browser(
         tab.evaluate("document.querySelectorAll('.sound')[0].click()")
         moves = f"new Promise(done => {players}[0].ontimeupdate = e => e.target.currentTime > 0 && done(true))"
         assert tab.evaluate(moves)
+        buttons = (
+            "[...document.querySelectorAll('button.play')].map(b => b.getAttribute('aria-pressed')).indexOf('true')"
+        )
+        assert tab.evaluate(buttons) == 0
         tab.evaluate(f"{players}[1].play()")
         assert tab.evaluate(f"{players}.map(a => a.paused).indexOf(false)") == 1
 
         # The keyboard reaches what scrolls, what unfolds and what plays.
-        focusable = "document.querySelectorAll('a[href], audio[controls], summary, [tabindex=\"0\"]')"
+        focusable = "document.querySelectorAll('a[href], audio[controls], button, summary, [tabindex=\"0\"]')"
         reached = f"[...{focusable}].filter(e => (e.focus(), document.activeElement == e)).length == {focusable}.length"
         assert tab.evaluate(reached)
         wide = "[...document.querySelectorAll('.scroll')].every(e => e.tabIndex == 0 && e.getAttribute('aria-label'))"
@@ -138,6 +142,11 @@ def test_the_page_works_in_a_browser(
         # Nothing sticks out sideways on a phone, in either colour scheme.
         tab.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
         assert tab.evaluate("document.documentElement.scrollWidth") == 390
+        # The button on a picture plays it there too, by finger.
+        button = "document.querySelectorAll('button.play')[2]"
+        assert tab.evaluate(f"{button}.getBoundingClientRect().width") >= 44
+        assert tab.evaluate(f"new Promise(r => ({players}[2].onplaying = () => r(true), {button}.click()))")
+        assert tab.evaluate(buttons) == 2
         # A table shows its first figures beside their heading without being scrolled, and keeps the heading when it is.
         first = "[...document.querySelectorAll('tbody tr')].map(row => row.cells[1].getBoundingClientRect())"
         assert tab.evaluate(f"{first}.every(cell => cell.width > 0 ? cell.right < 390 : true)")
