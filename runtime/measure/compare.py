@@ -32,7 +32,9 @@ from quaver.runtime.session import Session
 Array = np.ndarray
 Rows = dict[str, Any]
 EXPLAINED = 16  # trajectories on which single calls are compared
-SNR_LIMIT = 150.0  # dB, about what float32 can tell apart; keeps equal latents finite
+SNR_LIMIT = (
+    150.0  # dB, about what float32 can tell apart; keeps equal latents finite, and a clip that is silent by float alone
+)
 
 
 def compare_calls(
@@ -151,7 +153,7 @@ def sample_distances(reference: Take, take: Take, rate: int, rng: np.random.Gene
 
 
 def _mean_db(values: Array, rng: np.random.Generator) -> dict[str, float]:
-    return quality.mean_interval(np.minimum(values, SNR_LIMIT), rng=rng).as_json()
+    return quality.mean_interval(np.clip(values, -SNR_LIMIT, SNR_LIMIT), rng=rng).as_json()
 
 
 def explained_rows(

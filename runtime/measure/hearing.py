@@ -86,10 +86,10 @@ def real_features(scene: Scene, network: Network, shape: tuple[int, ...]) -> tup
     """Features of the reference set for takes of `shape` [N, samples], and what must be known of it; None of none."""
     if not scene.reference:
         return None, ()
-    path = Path(scene.reference).expanduser()
+    path, notes = Path(scene.reference).expanduser(), tuple[str, ...]()
     try:
         if path.suffix == ".safetensors":
-            features, notes = load_features(path, network=network.name), ()
+            features = load_features(path, network=network.name)
         else:
             found = load_clips(path, rate=scene.rate, samples=shape[1], count=shape[0])
             features, notes = network.hear({"waveform": found.waveforms}).features, found.notes
@@ -126,11 +126,12 @@ def beyond(name: str, reference: Array, own: Array, judged: Array, *, paired: bo
     if not np.ptp(own.reshape(-1, own.shape[-1]), axis=0).any():
         return {}
 
-    def further(a: Array, b: Array) -> float:
-        return frechet_of_sets(a, b[:, 1]) / frechet_of_sets(a, b[:, 0]) - 1
+    def both(a: Array, b: Array) -> Array:
+        return np.array([frechet_of_sets(a, b[:, 0]), frechet_of_sets(a, b[:, 1])])
 
-    both = np.stack([own, judged], axis=1)
-    return {name: over_halves(further, reference, both, rng=np.random.default_rng(0), paired=paired).as_json()}
+    pairs, rng = np.stack([own, judged], axis=1), np.random.default_rng(0)
+    found = over_halves(both, reference, pairs, rng=rng, paired=paired, of=lambda mean: float(mean[1] / mean[0] - 1))
+    return {name: found.as_json()}
 
 
 def floor(name: str, reference: Array, size: int) -> Rows:

@@ -32,6 +32,7 @@ from quaver.runtime.measure.quality import Interval
 
 Array = np.ndarray
 Measure = Callable[[Array, Array], float]  # reference [N, ...], judged [M, ...] -> figure
+Measures = Callable[[Array, Array], float | Array]  # or several figures
 SPLITS, GROUPS, TWICE = 12, 12, 24
 FEWEST = 8  # items of a set that has groups: its halves lose two of four
 
@@ -44,7 +45,7 @@ def half(reference: Array, judged: Array, *, paired: bool) -> int:
 
 
 def over_halves(
-    measure: Measure,
+    measure: Measures,
     reference: Array,
     judged: Array,
     *,
@@ -52,9 +53,11 @@ def over_halves(
     paired: bool,
     size: int = 0,
     splits: int = SPLITS,
+    of: Callable[[Array], float] = float,
 ) -> Interval:
     """Mean of a measure of `judged` `[M, ...]` against halves of `reference` `[N, ...]`, with its 95% interval.
 
+    Of a measure of several figures, `of` makes one of their means.
     `size` items of either set are compared, `half` unless said. Of sets of fewer than `FEWEST` items the bounds are the
     range of the splits. Raises: ValueError when two items or fewer would be compared, or as `half`.
     """
@@ -66,15 +69,16 @@ def over_halves(
     theirs = own if paired else own.max() + 1 + _groups(len(judged), rng)
     parts = [_split(len(reference), len(judged), size, rng, paired) for _ in range(splits)]
 
-    def over(left_out: Sequence[int] = ()) -> list[float]:
+    def over(left_out: Sequence[int] = ()) -> Array:
         keep, stay = ~np.isin(own, left_out), ~np.isin(theirs, left_out)
-        return [measure(reference[j[keep[j]]], judged[p[stay[p]]]) for j, p in parts]
+        return np.array([measure(reference[j[keep[j]]], judged[p[stay[p]]]) for j, p in parts])
 
     if min(len(reference), len(judged)) < FEWEST:
-        low, high = np.quantile(found := over(), [0.025, 0.975])
-        return Interval(float(np.mean(found)), float(low), float(high))
+        found = over()
+        low, high = np.quantile([of(each) for each in found], [0.025, 0.975])
+        return Interval(of(found.mean(axis=0)), float(low), float(high))
     sets = [np.unique(own)] if paired else [np.unique(own), np.unique(theirs)]
-    return jackknife(lambda left_out: float(np.mean(over(left_out))), sets, rng=rng)
+    return jackknife(lambda left_out: of(over(left_out).mean(axis=0)), sets, rng=rng)
 
 
 def of_set(measure: Callable[[Array], float], items: Array, *, rng: np.random.Generator) -> Interval:

@@ -128,8 +128,8 @@ def bars(report: Report, key: str, end: str, fmt: Format) -> str:
 def rows(report: Report) -> Markup:
     """One line per engine and correction."""
     kinds = [kind for kind in MEASURES if any(r[kind[0]] for e in report["engines"] for r in e["corrections"])]
-    head = ("engine and correction" if several(report) else "correction", "latent error", "against none")
-    head = (*head, *(title for _, title, _ in kinds), "call", "against float")
+    first = "engine and correction" if several(report) else "correction"
+    head = (first, "latent error", "against none", *(title for _, title, _ in kinds), "call", "against float")
     body = []
     for engine in report["engines"]:
         best = best_row(engine["corrections"])

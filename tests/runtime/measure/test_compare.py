@@ -99,3 +99,13 @@ def test_pictures_are_compared_as_pictures():
     (row,) = compare.correction_rows(drawn(y), {"none": drawn(y + 0.2)}, rate=0)
     assert row["psnr_db"]["value"] == pytest.approx(20.0)
     assert 0.5 < row["ssim"]["value"] < 1 and row["mel_snr_db"] is None
+
+
+def test_a_clip_that_only_float_leaves_silent_keeps_every_figure_finite():
+    y = np.random.default_rng(0).normal(0, 0.1, (4, 4096))
+    quiet = np.concatenate([np.zeros((1, 4096)), y[1:]])
+    states = np.ones((2, 4, 1))
+    reference, judged = (Take(states, clips, np.zeros((0, 0))) for clips in (quiet, y))
+    (row,) = compare.correction_rows(reference, {"none": judged}, rate=16000)
+    assert row["mel_snr_db"]["value"] == pytest.approx((3 - 1) * compare.SNR_LIMIT / 4)
+    assert np.isfinite(list(row["mel_snr_db"].values())).all()

@@ -174,6 +174,7 @@ def test_how_much_further_than_float_an_engine_lies_is_told_pair_by_pair():
     assert same == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert near["low"] < 0.01 and abs(near["value"]) < 0.02
     assert far["low"] > 0.2
-    value = hearing.distances("distance", y, noisy, paired=True)["distance"]
+    value, floor = (hearing.distances("distance", y, judged, paired=True)["distance"] for judged in (noisy, y))
+    assert near["value"] == pytest.approx(value["value"] / floor["value"] - 1)
     assert near["high"] - near["low"] < 0.2 * (value["high"] - value["low"]) / value["value"]  # what is common is out
     assert hearing.beyond("further", np.zeros((16, 2)), np.zeros((16, 2)), np.ones((16, 2)), paired=True) == {}
