@@ -40,6 +40,7 @@ from quaver.runtime.sample import SamplingSettings, visited
 from quaver.runtime.session import FLOAT, Session, open_bundle, rerun
 
 SCHEMA = 2
+MEDIAN = 6  # pairs whose range holds the median in 1 - 2^(1 - 6) of cases, 97%; of five it is 94%
 Report = dict[str, Any]
 
 
@@ -276,6 +277,8 @@ def notes(pairs: Pairs, findings: Findings) -> list[str]:
     rates = sorted({row["rate"] for row in findings.references.values() if row["rate"]})
     if len(rates) > 1:
         found.append(f"Clips have different sample rates ({', '.join(f'{rate} Hz' for rate in rates)}).")
+    if (fewest := min((engine["call"]["runs"] for engine in findings.engines), default=MEDIAN)) < MEDIAN:
+        found.append(f"{fewest} pairs of calls are too few for a 95% interval of the speed-up: time {MEDIAN} or more.")
     for kind, why in (("silent", "silent"), ("clipped", "louder than full scale, and clipped in their files")):
         counts = [(row["name"], row[kind]) for row in findings.references.values()]
         counts += [(engine["name"], best_row(engine["corrections"])[kind]) for engine in findings.engines]
