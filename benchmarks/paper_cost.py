@@ -119,7 +119,9 @@ def count(arch: dict[str, Any]) -> tuple[list[Module], int]:
                 watch(name, module)
             elif isinstance(module, torch.nn.LayerNorm):
                 module.register_forward_hook(lambda module, given, out: normed.append(out.numel()))
-        fed = {key: torch.zeros(1, *size) for key, size in arch["conditioning"].items()}
+        fed: dict[str, Any] = {key: torch.zeros(1, *size) for key, size in arch["conditioning"].items()}
+        if arch["class"] == "UNet2DConditionModel":
+            fed.setdefault("encoder_hidden_states", None)  # AudioLDM's attention has none
         unet(torch.zeros(1, *arch["latent"]), torch.zeros(1).long(), **fed)
     return found, sum(normed)
 

@@ -1,16 +1,15 @@
 """What each stage needs of memory, in the symbols of `memory`:
 
     stage          w                  r                   kept
-    trace          TRACED or SHARED   0                   its few rows are in w: there is no graph yet
-    capture        2                  batch x branches    all of it times the workers
-    ranges         2                  batch x branches    values of the histograms; all of it times the workers
-    reconstruct    4                  3 batch             of all rows, twice, what is alive between two layers
-    export         0.75               0                   weights go through one at a time
-    build          5                  0                   w of the coded graph's bytes, not of W
+    trace          TRACED or SHARED   0                   torch; its few rows are in w: there is no graph yet
+    capture        RUN                batch x branches    all of it times the workers
+    ranges         RUN                batch x branches    values of the histograms; all of it times the workers
+    reconstruct    LEARNED            3 batch             torch; of all rows, twice, what is alive between two layers
+    export         EXPORTED           0                   weights go through one at a time
+    build          BUILT              0                   the builder; w of the coded graph's bytes, not of W
 
 Above EMBEDDED bytes of weights trace refers to torch's memory instead of copying it: w is SHARED. The numbers bound
-what `benchmarks.full_size` measures, by at most 2 where W counts (docs/models.md has both). Those of reconstruct follow
-from its code.
+what `benchmarks.full_size` measures, by at most 2 (docs/models.md has both). Those of reconstruct follow from its code.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from quaver.runtime.bundle import Bundle
 if TYPE_CHECKING:
     from quaver.exporter.recipe import Recipe
 
-LIBRARIES, TORCH = GIGA // 4, GIGA // 2
-TRACED, SHARED, RUN, LEARNED, EXPORTED, BUILT = 8.5, 4.5, 2.0, 4.0, 0.75, 5.0
+LIBRARIES, TORCH, BUILDER = GIGA // 4, GIGA // 2, GIGA // 2
+TRACED, SHARED, RUN, LEARNED, EXPORTED, BUILT = 8.5, 4.0, 1.75, 4.0, 0.75, 5.0
 UNETS = (UNET, "unet.")  # what the keys of a checkpoint's U-Net begin with
 Foretell = Callable[[Bundle, "Recipe", Fanout], Need | None]  # None: it cannot be told here
 
@@ -82,7 +81,7 @@ def of_export(bundle: Bundle, recipe: Recipe, fanout: Fanout) -> Need | None:
 def of_build(bundle: Bundle, recipe: Recipe, fanout: Fanout) -> Need | None:
     """TensorRT's builder on the largest of the graphs."""
     graphs = [path for name in plan_targets(recipe.export.targets) if (path := bundle.qdq(name)).exists()]
-    return Need(LIBRARIES + int(BUILT * max(map(file_bytes, graphs)))) if graphs else None
+    return Need(LIBRARIES + BUILDER + int(BUILT * max(map(file_bytes, graphs)))) if graphs else None
 
 
 def source_weights(source: str) -> int:

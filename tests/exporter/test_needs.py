@@ -30,26 +30,26 @@ def setting(recipe, section, **values):
     return replace(recipe, **{section: replace(getattr(recipe, section), **values)})
 
 
-def test_capture_holds_two_copies_of_the_weights_and_a_batch_of_both_branches(bundle):
+def test_capture_holds_the_weights_and_a_batch_of_both_branches(bundle):
     recipe = setting(Recipe(), "capture", batch=3)
     found = needs.of_capture(bundle, recipe, HERE)
-    assert (found.bytes, found.fewer) == (FREE + 2 * W + 6 * A, "set capture.batch below 3")
-    assert needs.of_capture(bundle, setting(recipe, "sampling", guidance=1.0), HERE).bytes == FREE + 2 * W + 3 * A
+    assert (found.bytes, found.fewer) == (FREE + 1.75 * W + 6 * A, "set capture.batch below 3")
+    assert needs.of_capture(bundle, setting(recipe, "sampling", guidance=1.0), HERE).bytes == FREE + 1.75 * W + 3 * A
 
 
 def test_every_worker_has_an_engine_of_its_own_and_a_cluster_is_not_known(bundle):
     recipe = setting(Recipe(), "capture", batch=1)
     found = needs.of_capture(bundle, recipe, Fanout(workers=4))
-    assert (found.bytes, found.fewer) == (4 * (FREE + 2 * W + 2 * A), "take fewer --workers than 4")
+    assert (found.bytes, found.fewer) == (4 * (FREE + 1.75 * W + 2 * A), "take fewer --workers than 4")
     assert needs.of_capture(bundle, recipe, Fanout(ray="auto")) is None
 
 
 def test_ranges_hold_the_values_of_every_edge_up_to_a_limit(bundle):
     recipe = setting(Recipe(), "ranges", batch=1, values=1000)
     edges = 4  # x, y, z, out
-    assert needs.of_ranges(bundle, recipe, HERE).bytes == FREE + 2 * W + 2 * A + 4 * 1000 * edges
+    assert needs.of_ranges(bundle, recipe, HERE).bytes == FREE + 1.75 * W + 2 * A + 4 * 1000 * edges
     few = setting(recipe, "ranges", memory=2**-10)
-    assert needs.of_ranges(bundle, few, HERE).bytes == FREE + 2 * W + 2 * A + 1024
+    assert needs.of_ranges(bundle, few, HERE).bytes == FREE + 1.75 * W + 2 * A + 1024
 
 
 def test_reconstruction_keeps_what_is_alive_between_layers_of_all_records(bundle):
@@ -70,7 +70,7 @@ def test_export_and_build_go_by_the_bytes_of_their_graphs(bundle):
     assert needs.of_build(bundle, recipe, HERE) is None
     bundle.qdq("tensorrt-rtx").write_bytes(b"0" * 10)
     bundle.qdq("tensorrt-rtx").with_name("unet.tensorrt-rtx.onnx.data").write_bytes(b"0" * 90)
-    assert needs.of_build(bundle, recipe, HERE).bytes == FREE + 5 * 100
+    assert needs.of_build(bundle, recipe, HERE).bytes == FREE + needs.BUILDER + 5 * 100
 
 
 def test_a_source_is_weighed_by_its_unet_alone_in_fp32(tmp_path):
