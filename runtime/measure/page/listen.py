@@ -46,12 +46,12 @@ def listen(report: Report, media: Media, *, budget: int = BUDGET) -> Markup:
         if budget < 0:
             break
         inside.append(drawn)
-    lede = (
-        "The same prompt, seed and noise through each engine. Level in dB under the clip's own peak, 80 dB from black"
-        " to cream; frequency on a mel scale; the waveform below, as high as its peak. Click a picture to play it."
-        if sounds
-        else "The same prompt, seed and noise through each engine."
-    )
+    lede = "The same prompt, seed and noise through each engine; the percentage is the error of its latent."
+    if sounds:
+        lede += (
+            " Level in dB under the clip's own peak, 80 dB from black to cream; frequency on a mel scale; the waveform"
+            " below, as high as its peak. One plays at a time."
+        )
     rest = links(clips[len(inside) :], len(inside)) if len(inside) < len(clips) else None
     more = inside[OPEN:]
     folded = h("details", h("summary", f"{len(more)} more clips"), *more, class_="more") if more else None
@@ -84,7 +84,7 @@ def figure(row: Take, title: str, media: Media, *, named: bool) -> Markup:
     name = spoken(row["correction"])
     engine = h("b", row["engine"] or row["correction"]) if named else None
     name = "full precision" if named and not row["engine"] else name
-    error = None if row["latent_error"] is None else h("small", percent(row["latent_error"]), " error")
+    error = None if row["latent_error"] is None else h("small", percent(row["latent_error"]))
     caption = h("figcaption", h("span", engine, h("span", name)), error)
     said = f"{row['engine'] or row['correction'] if named else ''} {name}: {title}".strip()
     data = media(row["file"])
