@@ -57,7 +57,9 @@ def drift(report: Report, *, beyond: bool = False) -> str:
         for engine in report["engines"]
         for row, style in featured(report, engine)
     ]
-    spread = chart.Curve("as far as another seed", report["references"][0]["seed_spread"], "region") if beyond else None
+    # Of several float models, that whose seeds lie nearest at each step.
+    nearest = [min(step) for step in zip(*(r["seed_spread"] for r in report["references"]), strict=False)]
+    spread = chart.Curve("as far as another seed", nearest, "region") if beyond else None
     label = "Drift and seeds" if beyond else "Drift"
     return chart.lines(curves, x="sampling step", y="relative error", label=label, fmt=percent, beyond=spread)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from quaver.runtime.measure import page
+from quaver.runtime.measure.page.accuracy import drift
 from quaver.runtime.measure.spectrogram import truecolour
 from quaver.runtime.measure.units import spoken
 
@@ -176,3 +177,12 @@ def test_clips_beyond_the_first_are_folded_and_in_the_page(report: dict[str, Any
     report["clips"] += report["clips"][:1] * 3
     open_, _, folded = page.render(report, media.__getitem__).partition('<details class="more"><summary>3 more clips')
     assert open_.count('<article class="clip">') == 4 and folded.count('<article class="clip">') == 3
+
+
+def test_drift_stands_beside_the_float_model_whose_seeds_lie_nearest(joint: dict[str, Any]):
+    own = joint["references"][0]
+    alone = drift(joint, beyond=True)
+    joint["references"].append(own | {"seed_spread": [2 * value for value in own["seed_spread"]]})
+    assert drift(joint, beyond=True) == alone
+    joint["references"].append(own | {"seed_spread": [value / 2 for value in own["seed_spread"]]})
+    assert drift(joint, beyond=True) != alone
