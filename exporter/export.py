@@ -11,7 +11,7 @@ of the work they cover, and the digest of the graph, so that an edited one is no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +30,7 @@ from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
 from quaver.runtime.errors import EngineError, RecipeError, first_line
 from quaver.runtime.lazy import need
-from quaver.runtime.progress import Progress
+from quaver.runtime.progress import Bar, Progress
 
 if TYPE_CHECKING:
     import onnx
@@ -68,10 +68,10 @@ def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: 
     targets = [find_target(name, isa=settings.isa) for name in settings.targets]
     rules, ranges = (*settings.rules, *preset(settings.preset)), read_ranges(bundle)
     learned = load_weights(bundle) if bundle.weights.name in stamp.inputs else None
-    with progress.bar(len(targets), "export") as bar:
-        for target in targets:
-            model = load_model(bundle.float_unet, weights=False)
-            found, topology = layers(model), read_topology(model)
+    for target in targets:
+        model = load_model(bundle.float_unet, weights=False)
+        found, topology = layers(model), read_topology(model)
+        with progress.bar(len(found), f"export {target.name}, layers") as bar:
             work = product_macs(model, topology.products)
             sites = place(found, rules, target, ranges, topology=topology, options=placement(settings))
             codes = usable(learned, found, sites, target) if learned else {}
@@ -81,7 +81,8 @@ def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: 
                 whole = target.half and settings.floats == "float16"
                 halves = half.choose(model, sites, target, moved, whole=whole, read=read)
                 sites = half.settle(sites, halves, model)
-                insert(model, found, sites, moved, target, learned=codes, read=read, keep=keep, say=progress.say)
+                each = counted(found, bar)
+                insert(model, each, sites, moved, target, learned=codes, read=read, keep=keep, say=progress.say)
                 half.run(model, halves, read=read, keep=keep)
                 if target.attention:
                     fused_attention.run(model, read=read)
@@ -89,11 +90,17 @@ def export(bundle: Bundle, settings: ExportSettings, *, stamp: Stamp, progress: 
                 weights.save(model, stamp, accept=load_once if target.name == "ort-cpu" else lambda path: None)
             table = site_table(found, work, sites, target) | {"digest": digest_file(bundle.qdq(target.name))}
             save_json(bundle.sites(target.name), table, stamp)
-            bar.step()
-            progress.say(summary(found, sites, target) + f", {len(codes)} with learned rounding" * bool(codes))
-            for remark in remarks(sites, target, settings):
-                progress.say(f"{target.name}: {remark}")
+        progress.say(summary(found, sites, target) + f", {len(codes)} with learned rounding" * bool(codes))
+        for remark in remarks(sites, target, settings):
+            progress.say(f"{target.name}: {remark}")
     return bundle.qdq(targets[-1].name)
+
+
+def counted(found: Sequence[Layer], bar: Bar) -> Iterator[Layer]:
+    """The layers, each counted when the next one is asked for."""
+    for layer in found:
+        yield layer
+        bar.step()
 
 
 def placement(settings: ExportSettings) -> Placement:

@@ -13,7 +13,7 @@ into its weights, and one integer kernel serves both. Nothing is decided here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +36,7 @@ SOFTMAX = (0.0, 1.0)
 
 def insert(
     model: onnx.ModelProto,
-    layers: Sequence[Layer],
+    layers: Iterable[Layer],
     sites: Sequence[Site],
     ranges: Ranges,
     target: Target,

@@ -96,15 +96,18 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
     shape = latent_shape(model.unet.config, settings, samples, own=model.latent)
     records = as_records(samples, TORCH_INPUTS, read_schedule(model.scheduler)) if samples else None
     fed = samples or (None if model.rows is None else Samples(model.rows, {}, 2))
-    with progress.bar(1 + len(parts), "trace") as bar:
-        traced = check(trace_unet(model.unet, shape, fed, free=free), "unet")
+    whole, sizes = millions(model.unet), {name: millions(part) for name, part in parts.items()}
+    with progress.bar(whole + sum(sizes.values()), "trace, M parameters") as bar:
+        traced = trace_unet(model.unet, shape, fed, free=free)
+        bar.step(whole // 2)  # the rest is to hear it in onnxruntime, and to write it
+        check(traced, "unet")
         if free:
             note_macs(traced.model, {"sample": shape})
         save_model(traced.model, bundle.float_unet, stamp, memory=traced.memory)
-        bar.step()
+        bar.step(whole - whole // 2)
         for name, part in trace_parts(parts, shape):
             save_model(check(part, name).model, bundle.component(name), stamp, memory=part.memory)
-            bar.step()
+            bar.step(sizes[name])
     files = [bundle.float_unet, *map(bundle.component, parts), save_scheduler(model.scheduler, bundle)]
     files += words
     said = card(bundle, settings, model, shape, list(parts))
@@ -120,6 +123,11 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
             "model.samples can feed it rows"
         )
     return bundle.float_unet
+
+
+def millions(network: Any) -> int:
+    """Parameters of a torch network in millions, 1 at least: what the time goes with."""
+    return max(1, round(sum(p.numel() for p in network.parameters()) / 1e6))
 
 
 def latent_shape(

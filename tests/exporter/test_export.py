@@ -8,7 +8,7 @@ from benchmarks.size import deployed_bytes, parameters_of
 from quaver.calib.graph import layers
 from quaver.calib.quant import UINT8, scale_zero_point
 from quaver.calib.rules import Rule
-from quaver.exporter.export import ExportSettings, export, read_ranges, remarks
+from quaver.exporter.export import ExportSettings, counted, export, read_ranges, remarks
 from quaver.exporter.modelfile import load_model, save_model
 from quaver.exporter.placement import Site
 from quaver.exporter.targets import ORT_CPU, TENSORRT_RTX
@@ -16,7 +16,7 @@ from quaver.runtime.artifact import Stamp, digest_file, load_json, read_stamp, s
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
 from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
-from quaver.runtime.progress import quiet
+from quaver.runtime.progress import Bar, quiet
 
 onnx = pytest.importorskip("onnx")
 
@@ -181,3 +181,10 @@ def test_a_float16_graph_lists_the_nodes_it_keeps_in_float32(bundle, feeds):
     assert {s["format"] for s in sites if s["role"] == "layer"} == {"float16"}
     assert all("radians" in s["reason"] for s in sites if s["role"] == "island")
     assert np.linalg.norm(answers(bundle.qdq("tensorrt-rtx"), feeds) - reference) / np.linalg.norm(reference) < 0.05
+
+
+def test_every_layer_is_counted_while_it_is_written():
+    bar, seen = Bar(3, "export", show=lambda line: None), []
+    for layer in counted(["a", "b", "c"], bar):
+        seen.append((layer, bar.done))
+    assert seen == [("a", 0), ("b", 1), ("c", 2)] and bar.done == 3
