@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,17 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """input_ids and attention_mask, each [B, L] int64; a prompt that does not fit is cut, with a warning."""
+    """input_ids and attention_mask, each [B, L] int64; a prompt that does not fit is cut, with one warning."""
     encodings = tokenizer.encode_batch(list(prompts))
     for prompt, encoding in dict(zip(prompts, encodings, strict=True)).items():
         if encoding.overflowing:
-            rest = prompt[max(end for _, end in encoding.offsets) :]
-            last = len(encoding.ids)
-            log.warning(
-                "prompt %s is cut after token %d; what follows is not heard: %s", shown(prompt), last, shown(rest)
-            )
+            tell_cut(prompt, len(encoding.ids), max(end for _, end in encoding.offsets))
     ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
     return ids, np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
+
+
+@lru_cache(maxsize=1000)  # a prompt comes back in every batch and pass, and is told of once
+def tell_cut(prompt: str, tokens: int, end: int) -> None:
+    """Warn, once in a process, that of a prompt only `tokens` tokens are taken, up to character `end`."""
+    rest = shown(prompt[end:])
+    log.warning("prompt %s is cut after token %d; what follows is not heard: %s", shown(prompt), tokens, rest)
