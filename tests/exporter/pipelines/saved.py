@@ -14,6 +14,7 @@ ATTENDING = {
     "down_block_types": ("CrossAttnDownBlock2D",),
     "up_block_types": ("CrossAttnUpBlock2D",),
 }
+WITHOUT_MIDDLE = {**ATTENDING, "mid_block_type": None}
 TEXT = {
     "vocab_size": 20,
     "hidden_size": 32,
@@ -22,7 +23,7 @@ TEXT = {
     "intermediate_size": 32,
     "pad_token_id": 1,
 }
-CLAP = {**TEXT, "max_position_embeddings": 80, "projection_dim": 12}
+CLAP = {**TEXT, "num_hidden_layers": 1, "max_position_embeddings": 80, "projection_dim": 12}
 
 
 def unlike(network):
@@ -52,7 +53,7 @@ def autoencoder(kind, channels, latents, **more):
 
 
 def kl(channels):
-    return autoencoder(diffusers.AutoencoderKL, channels, 4)
+    return autoencoder(diffusers.AutoencoderKL, channels, 4, mid_block_add_attention=False)
 
 
 def ddim(**more):
@@ -84,7 +85,7 @@ def audioldm():
         vae=kl(1),
         text_encoder=transformers.ClapTextModelWithProjection(transformers.ClapTextConfig(**CLAP)).eval(),
         tokenizer=words(),
-        unet=unlike(diffusers.UNet2DConditionModel(**ATTENDING, **film)),
+        unet=unlike(diffusers.UNet2DConditionModel(**WITHOUT_MIDDLE, **film)),
         scheduler=ddim(),
         vocoder=vocoder(),
     )
@@ -118,7 +119,7 @@ def stable_diffusion():
         vae=kl(3),
         text_encoder=clip(transformers.CLIPTextModel, 32),
         tokenizer=words("!"),
-        unet=unlike(diffusers.UNet2DConditionModel(**ATTENDING, cross_attention_dim=32)),
+        unet=unlike(diffusers.UNet2DConditionModel(**WITHOUT_MIDDLE, cross_attention_dim=32)),
         scheduler=ddim(prediction_type="v_prediction"),
         safety_checker=None,
         feature_extractor=None,
@@ -136,7 +137,7 @@ def sdxl():
         text_encoder_2=clip(transformers.CLIPTextModelWithProjection, 24),
         tokenizer=words("<end>"),
         tokenizer_2=words("!"),
-        unet=unlike(diffusers.UNet2DConditionModel(**ATTENDING, **added)),
+        unet=unlike(diffusers.UNet2DConditionModel(**WITHOUT_MIDDLE, **added)),
         scheduler=diffusers.EulerDiscreteScheduler(**ends, steps_offset=1, timestep_spacing="leading"),
         add_watermarker=False,
     )
@@ -145,7 +146,7 @@ def sdxl():
 def noise_unet(channels):
     kinds = {"down_block_types": ("AttnDownBlock2D",), "up_block_types": ("AttnUpBlock2D",)}
     sizes = {**LEVELS, "attention_head_dim": 4, "in_channels": channels, "out_channels": channels}
-    return unlike(diffusers.UNet2DModel(**sizes, **kinds))
+    return unlike(diffusers.UNet2DModel(**sizes, **kinds, add_attention=False))
 
 
 def pixels():
