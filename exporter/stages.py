@@ -151,6 +151,14 @@ def stats_sources(bundle: Bundle, recipe: Recipe) -> list[Path]:
     return [bundle.prompts, bundle.float_unet, bundle.engine(recipe.stats.target), *conditioning(bundle)]
 
 
+def judges(recipe: Recipe) -> list[Path]:
+    """What engines are judged by, of what lies outside a bundle: real clips, the weights of feature networks."""
+    from quaver.runtime.measure.features import named_file
+
+    named = [recipe.validate.reference, *map(named_file, recipe.validate.networks)]
+    return present(*(Path(name).expanduser() for name in named if name))
+
+
 def plan_sources(bundle: Bundle, recipe: Recipe) -> list[Path]:
     """The graphs that become plans, and their sites."""
     from quaver.exporter.build import plan_targets
@@ -271,6 +279,7 @@ STAGES = (
             b.error_stats(r.validate.target),
             b.card,
             *present(*traced(b), b.plan_sidecar(PLANS)),
+            *judges(r),
         ],
         writes=lambda b, r: [b.report_json],
         beside=lambda b, r: [b.report_html],

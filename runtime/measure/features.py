@@ -79,6 +79,14 @@ def open_network(spec: str, *, rate: int, probe: Path) -> Network:
     )
 
 
+def named_file(spec: str) -> str:
+    """The file or folder that the spec of a network names, "" for none; a hub id looks the same."""
+    name, _, where = spec.partition(":")
+    if name not in NETWORKS:
+        return ""
+    return where.rpartition("@")[0] or where if name == "onnx" else where
+
+
 def bring(module: str, install: str) -> ModuleType:
     """Import a network's package. Raises: NetworkMissing with the command that installs it."""
     try:

@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from itertools import pairwise
 
 import pytest
 
-from quaver.exporter.chain import stale
+from quaver.exporter.chain import changed, find, stale, stamp_now
 from quaver.exporter.stages import STAGES, opened, run_recipe, run_verb
 from quaver.runtime.artifact import digest_file
 from quaver.runtime.bundle import Bundle
@@ -79,6 +80,19 @@ def test_another_model_and_a_lost_component_are_reasons_to_trace(copied, source)
         assert reasons(copied)["trace"] == f"{source.name} changed"
     finally:
         (source / "note.txt").unlink()
+
+
+def test_real_clips_and_networks_that_changed_are_reasons_to_validate(copied, tmp_path):
+    clips, network = tmp_path / "clips", tmp_path / "ear.onnx"
+    clips.mkdir()
+    overrides = [f"validate.reference={clips}", f"validate.networks=['probe', 'onnx:{network}@16000', 'clap:some/id']"]
+    stamps = []
+    for path in (clips / "a.wav", network, clips / "a.wav"):
+        path.write_bytes(path.read_bytes() + b"more" if path.exists() else b"")
+        with opened(copied, overrides, None, quiet()) as run:
+            stamps.append(stamp_now(find(STAGES, "validate"), run))
+    reasons = [changed(before, now, "report.json") for before, now in pairwise(stamps)]
+    assert reasons == ["ear.onnx changed", "clips changed"]
 
 
 def test_one_verb_refuses_a_bundle_that_lacks_what_it_reads(copied):

@@ -155,3 +155,8 @@ def test_clap_hears_the_beginning_of_a_clip_that_is_too_long(tiny_clap: Path):
     long = clips(2, 3 * RATE)
     whole, start = (network.hear({"waveform": part}).features for part in (long, long[:, :RATE]))
     assert np.array_equal(whole, start)
+
+
+def test_a_spec_says_which_file_it_names():
+    specs = ("probe", "onnx:a@b/ear.onnx@8000", "onnx:ear.onnx", "clap:folder", "vggish", "my.module:opener")
+    assert [features.named_file(spec) for spec in specs] == ["", "a@b/ear.onnx", "ear.onnx", "folder", "", ""]
