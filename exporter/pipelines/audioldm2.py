@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TURNS = 8  # N, where the language model does not say
 PROJECTION = "AudioLDM2ProjectionModel"
+LANGUAGE = ("GPT2LMHeadModel", "GPT2Model")
 
 
 def load(folder: Path) -> Model:
@@ -64,8 +65,10 @@ def load(folder: Path) -> Model:
 
 
 def load_gpt2(folder: Path) -> Any:
-    """The language model without its head, where it was saved with one."""
-    network = load_network(folder, "language_model", kind_of(folder, "language_model"))
+    """The language model without its head, where it was saved with one. Raises: RecipeError when it is no GPT-2."""
+    if (kind := kind_of(folder, "language_model")) not in LANGUAGE:
+        raise RecipeError(f"{folder} has a {kind} as language_model, expected {' or '.join(LANGUAGE)}: copy it again")
+    network = load_network(folder, "language_model", kind)
     return getattr(network, "transformer", network)
 
 

@@ -6,6 +6,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from quaver.exporter.model.source import load_unet
+from quaver.exporter.pipelines.audioldm2 import load_gpt2
 from quaver.exporter.pipelines.index import FAMILIES, LOADERS, load_pipeline, saved_family
 from quaver.exporter.pipelines.networks import load_decoder, load_network
 from quaver.exporter.pipelines.stable_diffusion import check_conditions
@@ -80,3 +81,12 @@ def test_a_unet_that_is_conditioned_otherwise_is_refused(tmp_path):
     unet = diffusers.UNet2DConditionModel(**saved.ATTENDING, cross_attention_dim=8, class_embed_type="timestep")
     with pytest.raises(RecipeError, match=r"unet has class_embed_type = 'timestep', expected None: export it to ONNX"):
         check_conditions(unet, tmp_path, None)
+
+
+def test_only_the_networks_that_audioldm2_is_made_of_are_loaded(tmp_path):
+    kinds = {"text_encoder_2": ["transformers", "VitsModel"], "language_model": ["transformers", "pipeline"]}
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "AudioLDM2Pipeline", **kinds}))
+    with pytest.raises(RecipeError, match=r"a VitsModel as text_encoder_2, expected T5EncoderModel"):
+        load_pipeline(tmp_path, "audioldm2")
+    with pytest.raises(RecipeError, match=r"a pipeline as language_model, expected GPT2LMHeadModel or GPT2Model"):
+        load_gpt2(tmp_path)
