@@ -1,12 +1,14 @@
 """Where a quantized engine's trajectory leaves what the float model's own trajectories span.
 
     drift[s]    mean over samples of |q_s - y_s| / |y_s|: the same prompt, seed and noise through both engines
-    spread[s]   a low quantile, over pairs of float samples i != j, of |y_s^i - y_s^j| / |y_s^j|
+    spread[s]   a low quantile, over pairs of float samples i != j of one prompt, of |y_s^i - y_s^j| / |y_s^j|
 
 Below the spread the engine is nearer to its own float trajectory than nearly all pairs of seeds are to each other:
-which sample comes out is still decided by the seed. From the first step on where the drift exceeds it, an engine's
-error moves a sample as far as another seed would. That is a coarse yardstick: an engine that never leaves can be
-audibly worse, since seeds differ in what is allowed to differ and errors do not.
+which sample of a prompt comes out is still decided by the seed. Samples of different prompts lie further apart (of the
+embedded model three times as far after the last step) and would hide an engine that leaves. From the first step on
+where the drift exceeds the spread, an engine's error moves a sample as far as another seed would. That is a coarse
+yardstick: an engine that never leaves can be audibly worse, since seeds differ in what is allowed to differ and errors
+do not.
 """
 
 from __future__ import annotations
@@ -18,14 +20,12 @@ import numpy as np
 Array = np.ndarray
 
 
-def seed_spread(states: Array, prompts: Sequence[str] = (), *, quantile: float = 0.05) -> Array:
-    """A low quantile of the relative distances between float trajectories `[S, N, ...]`: `[S]`.
+def seed_spread(states: Array, prompts: Sequence[str], *, quantile: float = 0.05) -> Array:
+    """A low quantile of the relative distances between float trajectories `[S, N, ...]` of one prompt: `[S]`.
 
-    With `prompts` [N] only pairs of one prompt count. Raises: ValueError when there is no pair.
+    `prompts` [N] says which belong together. Raises: ValueError when there is no pair.
     """
-    pairs = ~np.eye(states.shape[1], dtype=bool)
-    if len(prompts):
-        pairs &= np.asarray(prompts)[:, None] == np.asarray(prompts)
+    pairs = (np.asarray(prompts)[:, None] == np.asarray(prompts)) & ~np.eye(len(prompts), dtype=bool)
     if not pairs.any():
         raise ValueError(f"{states.shape[1]} trajectories hold no pair: draw a prompt with two seeds or more")
     return np.array([np.quantile(_relative_distances(step)[pairs], quantile) for step in states])

@@ -26,18 +26,18 @@ from quaver.runtime.measure.compare import (
     explained_rows,
 )
 from quaver.runtime.measure.cost import environment, file_bytes
-from quaver.runtime.measure.departure import seed_spread
 from quaver.runtime.measure.evidence import prompt_facts, range_facts, site_facts
 from quaver.runtime.measure.generation import generation_cost
 from quaver.runtime.measure.hearing import Scene, set_measures
 from quaver.runtime.measure.media import Voice, levels, move_media, shown_clips, write_voice
 from quaver.runtime.measure.page import render
 from quaver.runtime.measure.plan import plan_facts
-from quaver.runtime.measure.trajectories import Pairs, Take, held_out, load_take, save_take, take, take_path, take_stamp
+from quaver.runtime.measure.takes import Drawing, draw_spread, draw_takes
+from quaver.runtime.measure.trajectories import Pairs, Take, held_out
 from quaver.runtime.measure.verdict import best_row, joint_verdict, verdict
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import SamplingSettings, visited
-from quaver.runtime.session import FLOAT, Session, open_bundle, rerun
+from quaver.runtime.session import FLOAT, open_bundle, rerun
 
 SCHEMA = 2
 MEDIAN = 6  # pairs whose range holds the median in 1 - 2^(1 - 6) of cases, 97%; of five it is 94%
@@ -73,7 +73,8 @@ class ValidateSettings:
             "latency_warmup": self.latency_warmup < 1 and "1 or more",
             "generations": self.generations < 0 and "0 or more",
             "batch": self.batch < 1 and "1 or more",
-            "seed": not 0 <= self.seed < 2**32 - self.trajectories and "0 to 4294967295 less the trajectories",
+            "seed": not 0 <= self.seed < 2**32 - 2 * self.trajectories
+            and "0 to 4294967295, room for two seeds a prompt",
         }
         for name, expected in bad.items():
             if expected:
@@ -155,8 +156,10 @@ def measure(
     with ExitStack() as stack:
         reference = stack.enter_context(open_bundle(bundle, engine_file=FLOAT))
         judged = stack.enter_context(open_bundle(bundle, engine_file=settings.target))
-        takes, paths = draw_takes(reference, judged, pairs, settings, sampling, place, progress)
-        findings.kept.update(paths.values())
+        how = Drawing(sampling, settings.batch, place.shards("validate"), progress)
+        takes, paths = draw_takes(how, reference, judged, pairs, settings.corrections)
+        spread, beside = draw_spread(how, reference, pairs, takes[FLOAT])
+        findings.kept.update(paths.values(), beside)
         runs = {"runs": settings.latency_runs, "warmup": settings.latency_warmup}
         visits = visited(sampling, reference.schedule)
         call = compare_calls(reference, judged, pairs, takes[FLOAT].states, visits, **runs)
@@ -166,7 +169,6 @@ def measure(
         words = reference.card.get("words", {})
     float_take, key = takes.pop(FLOAT), paths[FLOAT].stem
     scene = Scene(pairs.prompts, rate, bundle.probe, words, settings.reference)
-    spread = seed_spread(float_take.states)
     rows = [
         {**row, "added_s": added[row["name"]], "explained": explained.get(row["name"])}
         for row in correction_rows(float_take, takes, rate=rate, spread=spread)
@@ -207,31 +209,6 @@ def measure(
 def staged(place: Bundle) -> Bundle:
     """Where clips lie until the report about them is written, so that those of the last one stay beside it."""
     return Bundle(place.shards("validate"))
-
-
-def draw_takes(
-    reference: Session,
-    judged: Session,
-    pairs: Pairs,
-    settings: ValidateSettings,
-    sampling: SamplingSettings,
-    place: Bundle,
-    progress: Progress,
-) -> tuple[dict[str, Take], dict[str, Path]]:
-    """The float take, then one per correction, and where each is kept; those already drawn are read back."""
-    plan = [(FLOAT, reference, "none"), *((name, judged, name) for name in settings.corrections)]
-    found, paths = {}, {}
-    for name, session, correct in plan:
-        stamp = take_stamp(session, pairs, sampling, correct=correct, batch=settings.batch)
-        paths[name] = take_path(place.shards("validate"), stamp)
-        if (before := load_take(paths[name], stamp)) is not None:
-            found[name] = before
-            continue
-        label = f"validate {judged.bundle.root.resolve().name} {name}"
-        with progress.bar(sampling.steps * -(-len(pairs.seeds) // settings.batch), label) as bar:
-            found[name] = take(session, pairs, sampling, correct=correct, batch=settings.batch, on_step=bar.step)
-        save_take(paths[name], found[name], stamp)
-    return found, paths
 
 
 def reference_facts(

@@ -6,6 +6,7 @@ that was killed goes on where it was.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -67,6 +68,14 @@ def held_out(bundle: Bundle, *, count: int, seed: int) -> Pairs:
     return Pairs(tuple(texts[i % len(texts)] for i in range(count)), tuple(seed + i for i in range(count)))
 
 
+def second_seeds(pairs: Pairs, *, prompts: int = 8) -> Pairs:
+    """Another seed for the first prompts that have one alone, so that `prompts` prompts have two, or all there are."""
+    counts = Counter(pairs.prompts)
+    alone = [prompt for prompt, count in counts.items() if count == 1]
+    more = alone[: max(prompts - (len(counts) - len(alone)), 0)]
+    return Pairs(tuple(more), tuple(max(pairs.seeds) + 1 + i for i in range(len(more))))
+
+
 def take(
     session: Session,
     pairs: Pairs,
@@ -125,10 +134,14 @@ def save_take(path: Path, found: Take, stamp: Stamp) -> Path:
     return save_tensors(path, vars(found), stamp)
 
 
-def take_stamp(session: Session, pairs: Pairs, sampling: SamplingSettings, *, correct: str, batch: int) -> Stamp:
+def take_stamp(
+    session: Session, pairs: Pairs, sampling: SamplingSettings, *, correct: str, batch: int, decode: bool = True
+) -> Stamp:
     """What a take depends on: engine, correction and its statistics, prompts, seeds, sampling, and the components."""
     bundle = session.bundle
     settings = {"sampling": asdict(sampling), "pairs": asdict(pairs), "correct": correct, "batch": batch}
+    if not decode:
+        settings["decode"] = False
     # Neither by which recipe a model came nor what it samples by unless somebody says: `sampling` says.
     card = {name: value for name, value in session.card.items() if name not in ("stamp", "sampler")}
     inputs = {"engine": session.engine.digest, bundle.card.name: digest_json(card)}

@@ -73,7 +73,7 @@ def departure(report: Report) -> str:
         if row["leaves_seeds_at"] is not None
     ]
     said = f"reached by {', '.join(lost)}" if lost else "never reached"
-    return f"Shaded: as far as one in twenty pairs of the float model's seeds lies apart, or further; {said}."
+    return f"Shaded: as far apart as two seeds of one prompt, all but the nearest twentieth of the pairs; {said}."
 
 
 def explained(report: Report) -> Markup:

@@ -15,8 +15,8 @@ def test_the_spread_is_the_quantile_of_relative_distances_between_seeds():
         for j in range(3)
         if i != j
     ]
-    assert departure.seed_spread(states, quantile=0.5) == pytest.approx([np.median(pairs)])
-    assert departure.seed_spread(states, quantile=0.0) == pytest.approx([min(pairs)])
+    assert departure.seed_spread(states, list("aaa"), quantile=0.5) == pytest.approx([np.median(pairs)])
+    assert departure.seed_spread(states, list("aaa"), quantile=0.0) == pytest.approx([min(pairs)])
 
 
 def test_only_seeds_of_one_prompt_are_compared_when_prompts_are_given():
@@ -29,7 +29,7 @@ def test_only_seeds_of_one_prompt_are_compared_when_prompts_are_given():
 
 def test_white_trajectories_are_root_two_apart():
     states = np.random.default_rng(0).normal(size=(2, 6, 20_000))
-    assert departure.seed_spread(states, quantile=0.5) == pytest.approx([np.sqrt(2)] * 2, rel=0.02)
+    assert departure.seed_spread(states, ["a"] * 6, quantile=0.5) == pytest.approx([np.sqrt(2)] * 2, rel=0.02)
 
 
 def test_the_first_step_beyond_the_spread_is_where_a_trajectory_leaves():

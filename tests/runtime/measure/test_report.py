@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quaver.runtime.artifact import Stamp, digest_file, load_json, save_json, save_lines
+from quaver.runtime.artifact import Stamp, digest_file, load_json, load_tensors, save_json, save_lines
 from quaver.runtime.audio import read_wav
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.error_law import load_stats, save_stats
 from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
-from quaver.runtime.measure import report, trajectories, verdict
+from quaver.runtime.measure import report, takes, trajectories, verdict
 from quaver.runtime.measure.plan import plan_facts
 from quaver.runtime.measure.report import ValidateSettings, validate
 from quaver.runtime.progress import quiet
@@ -116,8 +116,8 @@ def test_a_killed_run_goes_on_with_the_takes_it_has(bundle: Bundle, monkeypatch:
     assert not bundle.report_json.exists() and not bundle.report_html.exists()
 
     drawn: list[str] = []
-    real = report.take
-    monkeypatch.setattr(report, "take", lambda *a, **k: drawn.append(k["correct"]) or real(*a, **k))
+    real = takes.take
+    monkeypatch.setattr(takes, "take", lambda *a, **k: drawn.append(k["correct"]) or real(*a, **k))
     pairs = trajectories.held_out(bundle, count=6, seed=SETTINGS.seed)
     with open_bundle(bundle) as session:
         stamp = trajectories.take_stamp(session, pairs, SAMPLING, correct="d2-stochastic", batch=4)
@@ -143,14 +143,14 @@ def test_clipped_steps_are_those_of_the_sampler_whatever_the_batch(bundle: Bundl
 
 def test_takes_of_another_engine_or_of_other_settings_are_drawn_anew(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     drawn: list[str | None] = []
-    real = report.take
-    monkeypatch.setattr(report, "take", lambda session, *a, **k: drawn.append(session.target) or real(session, *a, **k))
+    real = takes.take
+    monkeypatch.setattr(takes, "take", lambda session, *a, **k: drawn.append(session.target) or real(session, *a, **k))
 
     def draw(sampling: SamplingSettings = SAMPLING) -> dict[str, trajectories.Take]:
         drawn.clear()
-        pairs, settings = trajectories.Pairs(("a note", "a note"), (1, 2)), replace(SETTINGS, corrections=("none",))
+        pairs, how = trajectories.Pairs(("a note", "a note"), (1, 2)), drawing(bundle, sampling)
         with open_bundle(bundle, engine_file="float") as reference, open_bundle(bundle) as judged:
-            return report.draw_takes(reference, judged, pairs, settings, sampling, bundle, quiet())[0]
+            return takes.draw_takes(how, reference, judged, pairs, ("none",))[0]
 
     before = draw()
     assert drawn == [None, "ort-cpu"]
@@ -163,6 +163,35 @@ def test_takes_of_another_engine_or_of_other_settings_are_drawn_anew(bundle: Bun
     assert drawn == []  # now it is the float engine, whose take is there
     assert np.array_equal(after["none"].states, after["float"].states)
     assert not np.array_equal(before["none"].states, after["none"].states)
+
+
+def drawing(bundle: Bundle, sampling: SamplingSettings = SAMPLING) -> takes.Drawing:
+    return takes.Drawing(sampling, 4, bundle.shards("validate"), quiet())
+
+
+def test_the_spread_is_between_two_seeds_of_each_prompt_and_drawn_without_sound(bundle: Bundle):
+    pairs, how = trajectories.Pairs(("a note", "a soft low cello note"), (1, 2)), drawing(bundle)
+    with open_bundle(bundle, engine_file="float") as session:
+        drawn = trajectories.take(session, pairs, SAMPLING, decode=False)
+        spread, (path,) = takes.draw_spread(how, session, pairs, drawn)
+        again = trajectories.take(session, trajectories.Pairs(pairs.prompts, (3, 4)), SAMPLING, decode=False)
+    expected = [
+        np.quantile(
+            [np.linalg.norm(a[i] - b[i]) / np.linalg.norm(c[i]) for i in range(2) for c in (a, b)],
+            0.05,
+        )
+        for a, b in zip(drawn.states, again.states, strict=True)
+    ]
+    assert spread == pytest.approx(expected, rel=1e-4)
+    assert not trajectories.Take(**load_tensors(path, trajectories.KIND)[0]).heard
+
+
+def test_second_seeds_are_drawn_only_as_far_as_prompts_lack_them():
+    many = trajectories.Pairs(tuple("abcdefghijkl"), tuple(range(5, 17)))
+    assert trajectories.second_seeds(many) == trajectories.Pairs(tuple("abcdefgh"), tuple(range(17, 25)))
+    some = trajectories.Pairs(("a", "b", "a", "c"), (1, 2, 3, 4))
+    assert trajectories.second_seeds(some, prompts=2) == trajectories.Pairs(("b",), (5,))
+    assert trajectories.second_seeds(some, prompts=1) == trajectories.Pairs((), ())
 
 
 def test_prompts_without_a_validation_split_are_refused(bundle: Bundle):
