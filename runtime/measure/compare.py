@@ -119,7 +119,8 @@ def correction_rows(
     rows = []
     for name, take in takes.items():
         against = quality.ratio_interval(errors[name], errors["none"], rng=rng) if comparable else None
-        path = quality.drift(take.states, reference.states).mean(axis=1)
+        every = quality.drift(take.states, reference.states)
+        path = every.mean(axis=1)
         rows.append(
             {
                 "name": name,
@@ -128,6 +129,7 @@ def correction_rows(
                 **sample_distances(reference, take, rate, rng),
                 "against_none": None if against is None or name == "none" else against.as_json(),
                 "drift": path.tolist(),
+                "drift_snr_db": _finite(quality.decibels(every)).mean(axis=1).tolist(),
                 "leaves_seeds_at": None if spread is None else leaves(path, spread),
                 "clipped_steps": int(take.clipped),
                 **levels(take.waveforms),
@@ -153,7 +155,11 @@ def sample_distances(reference: Take, take: Take, rate: int, rng: np.random.Gene
 
 
 def _mean_db(values: Array, rng: np.random.Generator) -> dict[str, float]:
-    return quality.mean_interval(np.clip(values, -SNR_LIMIT, SNR_LIMIT), rng=rng).as_json()
+    return quality.mean_interval(_finite(values), rng=rng).as_json()
+
+
+def _finite(decibels: Array) -> Array:
+    return np.clip(decibels, -SNR_LIMIT, SNR_LIMIT)
 
 
 def explained_rows(

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from quaver.runtime.measure import chart
-from quaver.runtime.measure.markup import Markup
-from quaver.runtime.measure.page.elements import Report, again, card, facts, featured, pair, section, titled
-from quaver.runtime.measure.units import percent, spoken, whole_percent
+from quaver.runtime.measure.markup import Markup, h
+from quaver.runtime.measure.page.elements import (
+    Report,
+    again,
+    card,
+    facts,
+    featured,
+    line,
+    pair,
+    section,
+    table,
+    titled,
+)
+from quaver.runtime.measure.units import decibel, percent, spoken, whole_percent
 from quaver.runtime.measure.verdict import best_row
 
 LEAST = -1.0  # explained of a single call, drawn
@@ -31,6 +45,7 @@ def accuracy(report: Report) -> Markup:
             card("Error of the finished latent", f"Mean and interval{budget}.", error_marks(report, single)),
             card("Drift along the trajectory", "The same error after every sampling step.", drift(report)),
         ),
+        steps(report),
         pair(
             card("Drift beside the seeds' own spread", departure(report), drift(report, beyond=True)),
             explained(report),
@@ -62,6 +77,28 @@ def drift(report: Report, *, beyond: bool = False) -> str:
     spread = chart.Curve("as far as another seed", nearest, "region") if beyond else None
     label = "Drift and seeds" if beyond else "Drift"
     return chart.lines(curves, x="sampling step", y="relative error", label=label, fmt=percent, beyond=spread)
+
+
+def steps(report: Report) -> Markup:
+    """The drift in numbers, error and SNR after every step, unfolded on request."""
+    shown = [
+        (titled(report, engine, spoken(row["name"])), row)
+        for engine in report["engines"]
+        for row, _ in featured(report, engine)
+    ]
+    body = [
+        line(str(i + 1), *(after(row, i) for _, row in shown))
+        for i in range(max(len(row["drift"]) for _, row in shown))
+    ]
+    found = table("Error and SNR after every step", ("step", *(name for name, _ in shown)), body)
+    return h("details", h("summary", "Error and SNR after every step, in numbers"), found)
+
+
+def after(row: Mapping[str, Any], i: int) -> Markup:
+    """Error and SNR after step `i`, from 0; engines may take fewer steps than others."""
+    if i >= len(row["drift"]):
+        return h("td", "–")
+    return h("td", percent(row["drift"][i]), h("small", decibel(row["drift_snr_db"][i])))
 
 
 def departure(report: Report) -> str:

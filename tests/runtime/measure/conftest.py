@@ -262,6 +262,7 @@ def made_up_correction(name: str, error: float) -> dict[str, Any]:
         "ssim": None,
         "against_none": None if name == "none" else interval(error / 0.046, 0.01),
         "drift": [error * (i / 19) ** 1.6 for i in range(20)],
+        "drift_snr_db": [min(-20 * np.log10(error * (i / 19) ** 1.6), 150.0) if i else 150.0 for i in range(20)],
         "leaves_seeds_at": None,
         "explained": None if name == "none" else [0.3 - 0.03 * i for i in range(20)],
         "clipped_steps": 4 if name == "d2-stochastic" else 0,

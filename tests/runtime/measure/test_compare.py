@@ -72,6 +72,15 @@ def test_a_call_is_judged_on_states_at_the_timesteps_the_sampler_saw_them_at(com
         assert np.array_equal(x, np.float32(shown[t][n]))
 
 
+def test_the_snr_of_a_step_is_the_mean_over_samples_in_decibels_and_finite():
+    y = np.random.default_rng(0).normal(size=(3, 2, 2, 4, 4))
+    gain = 1 + np.array([[0, 0], [0.1, 0.01], [0.1, 0.1]])[:, :, None, None, None]
+    nothing = np.zeros((0, 0))
+    (row,) = compare.correction_rows(Take(y, nothing, nothing), {"none": Take(gain * y, nothing, nothing)}, rate=0)
+    assert row["drift_snr_db"] == pytest.approx([compare.SNR_LIMIT, 30, 20])
+    assert row["drift_snr_db"][-1] == pytest.approx(row["snr_db"]["value"])
+
+
 def test_a_correction_that_halves_the_error_has_a_ratio_of_one_half_to_none():
     y = np.random.default_rng(0).normal(size=(3, 6, 2, 4, 4))
 

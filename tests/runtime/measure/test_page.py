@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from quaver.runtime.measure import page
-from quaver.runtime.measure.page.accuracy import drift
+from quaver.runtime.measure.page.accuracy import drift, steps
 from quaver.runtime.measure.spectrogram import truecolour
-from quaver.runtime.measure.units import spoken
+from quaver.runtime.measure.units import percent, spoken
+from quaver.runtime.measure.verdict import best_row
 
 VOID = {"meta", "img", "br"}
 
@@ -177,6 +178,17 @@ def test_clips_beyond_the_first_are_folded_and_in_the_page(report: dict[str, Any
     report["clips"] += report["clips"][:1] * 3
     open_, _, folded = page.render(report, media.__getitem__).partition('<details class="more"><summary>3 more clips')
     assert open_.count('<article class="clip">') == 4 and folded.count('<article class="clip">') == 3
+
+
+@pytest.mark.parametrize("made", ["report", "joint"])
+def test_error_and_snr_of_every_step_are_numbers_too(made: str, request: pytest.FixtureRequest):
+    found = request.getfixturevalue(made)
+    for row in found["engines"][-1]["corrections"] if made == "joint" else ():
+        row["drift"], row["drift_snr_db"] = row["drift"][:12], row["drift_snr_db"][:12]  # an engine of fewer steps
+    said = Reader(str(steps(found)))
+    assert said.open == [] and len(said.all("tr")) == 21
+    best = best_row(found["engines"][0]["corrections"])
+    assert f"{percent(best['drift'][10])}{best['drift_snr_db'][10]:.1f} dB" in said.text
 
 
 def test_drift_stands_beside_the_float_model_whose_seeds_lie_nearest(joint: dict[str, Any]):
