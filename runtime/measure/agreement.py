@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,20 +37,34 @@ def said(captions: Sequence[str], words: Words) -> Array:
 
 
 def accuracies(
-    verdicts: Mapping[str, Array], labels: Array, words: Words, *, rng: np.random.Generator
+    verdicts: Mapping[str, Array],
+    labels: Array,
+    words: Words,
+    *,
+    rng: np.random.Generator,
+    captions: Sequence[str] | None = None,
 ) -> dict[str, Interval]:
     """Share of captions whose class is heard, per attribute that some caption says, and over all that is said ("all").
 
     `verdicts` holds the classes heard `[N]` by attribute; `labels` `[N, A]` are those said, in the order of `words`.
-    Intervals are bootstraps over captions.
+    Intervals are bootstraps over clips; those of the same of `captions` [N] are drawn together.
     """
     heard = np.stack([verdicts[name] for name in words], axis=1)
     hits, told = heard == labels, labels != UNSAID
-    found = {name: mean_interval(hits[told[:, i], i], rng=rng) for i, name in enumerate(words) if told[:, i].any()}
+
+    def drawn(rows: Array) -> Any:
+        return {"rng": rng, "groups": None if captions is None else np.asarray(captions)[rows].tolist()}
+
+    found = {
+        name: mean_interval(hits[rows, i], **drawn(rows))
+        for i, name in enumerate(words)
+        for rows in [told[:, i]]
+        if rows.any()
+    }
     if not found:
         return {}
     rows = told.any(axis=1)
-    share = bootstrap(lambda h, t: (h & t).sum() / t.sum(), hits[rows], told[rows], rng=rng)
+    share = bootstrap(lambda h, t: (h & t).sum() / t.sum(), hits[rows], told[rows], **drawn(rows))
     return {"all": share, **found}
 
 

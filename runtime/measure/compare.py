@@ -5,7 +5,7 @@ A figure is an interval, `{"value", "low", "high"}`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from quaver.runtime.session import Session
 
 Array = np.ndarray
 Rows = dict[str, Any]
+Resampled = dict[str, Any]  # how intervals are drawn: the arguments `rng` and `groups` of `quality.bootstrap`
 EXPLAINED = 16  # trajectories on which single calls are compared
 SNR_LIMIT = (
     150.0  # dB, about what float32 can tell apart; keeps equal latents finite, and a clip that is silent by float alone
@@ -67,7 +68,7 @@ def compare_calls(
         "batch": batch,
         "runs": runs,
         "warmup": warmup,
-        "error": quality.mean_interval(error, rng=rng).as_json(),
+        "error": quality.mean_interval(error, rng=rng, groups=pairs.prompts).as_json(),
         "speedup": speedup.as_json(),
         "peak_rss_bytes": peak_rss_bytes(),
         "engines": {
@@ -107,26 +108,32 @@ def load_seconds(path: Path) -> float:
 
 
 def correction_rows(
-    reference: Take, takes: Mapping[str, Take], *, rate: int, spread: Array | None = None
+    reference: Take,
+    takes: Mapping[str, Take],
+    *,
+    rate: int,
+    spread: Array | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> list[Rows]:
     """For every correction how far its samples are from the float ones, what was clipped, and its ratio to none.
 
-    `rate` is that of the sounds in Hz; `spread` [S] is how far the float model's own seeds lie apart at each step.
+    `rate` is that of the sounds in Hz; `spread` [S] is how far the float model's own seeds lie apart at each step;
+    samples that share one of `prompts` [N] are resampled together.
     """
     errors = {name: quality.relative_error(take.latents, reference.latents) for name, take in takes.items()}
     comparable = "none" in errors and bool(np.all(errors["none"] > 0))
-    rng = np.random.default_rng(0)
+    resampled: Resampled = {"rng": np.random.default_rng(0), "groups": prompts}
     rows = []
     for name, take in takes.items():
-        against = quality.ratio_interval(errors[name], errors["none"], rng=rng) if comparable else None
+        against = quality.ratio_interval(errors[name], errors["none"], **resampled) if comparable else None
         every = quality.drift(take.states, reference.states)
         path = every.mean(axis=1)
         rows.append(
             {
                 "name": name,
-                "latent_error": quality.mean_interval(errors[name], rng=rng).as_json(),
-                "snr_db": _mean_db(quality.snr_db(take.latents, reference.latents), rng),
-                **sample_distances(reference, take, rate, rng),
+                "latent_error": quality.mean_interval(errors[name], **resampled).as_json(),
+                "snr_db": _mean_db(quality.snr_db(take.latents, reference.latents), resampled),
+                **sample_distances(reference, take, rate, resampled),
                 "against_none": None if against is None or name == "none" else against.as_json(),
                 "drift": path.tolist(),
                 "drift_snr_db": _finite(quality.decibels(every)).mean(axis=1).tolist(),
@@ -139,23 +146,23 @@ def correction_rows(
     return rows
 
 
-def sample_distances(reference: Take, take: Take, rate: int, rng: np.random.Generator) -> Rows:
+def sample_distances(reference: Take, take: Take, rate: int, resampled: Resampled) -> Rows:
     """Distances of what samples sound or look like; None where a take has no sounds or no pictures."""
     found: Rows = dict.fromkeys(("log_spectral_db", "mel_snr_db", "psnr_db", "ssim"))
     if take.waveforms.size:
         q, y = take.waveforms, reference.waveforms
-        found["log_spectral_db"] = quality.mean_interval(quality.log_spectral_distance(q, y), rng=rng).as_json()
-        found["mel_snr_db"] = _mean_db(mel_snr_db(q, y, rate=rate), rng)
+        found["log_spectral_db"] = quality.mean_interval(quality.log_spectral_distance(q, y), **resampled).as_json()
+        found["mel_snr_db"] = _mean_db(mel_snr_db(q, y, rate=rate), resampled)
     if take.pictures.size:
         q, y = (each.pictures / 2 + 0.5 for each in (take, reference))  # as they are shown, 0 to 1
-        found["psnr_db"] = _mean_db(psnr_db(q, y, span=1.0), rng)
+        found["psnr_db"] = _mean_db(psnr_db(q, y, span=1.0), resampled)
         large = min(q.shape[2:]) > 2 * RADIUS
-        found["ssim"] = quality.mean_interval(ssim(q, y, span=1.0), rng=rng).as_json() if large else None
+        found["ssim"] = quality.mean_interval(ssim(q, y, span=1.0), **resampled).as_json() if large else None
     return found
 
 
-def _mean_db(values: Array, rng: np.random.Generator) -> dict[str, float]:
-    return quality.mean_interval(_finite(values), rng=rng).as_json()
+def _mean_db(values: Array, resampled: Resampled) -> dict[str, float]:
+    return quality.mean_interval(_finite(values), **resampled).as_json()
 
 
 def _finite(decibels: Array) -> Array:

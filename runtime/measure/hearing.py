@@ -9,7 +9,7 @@ A network, or a reference set, that is not there is told with what brings it, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,19 +139,21 @@ def floor(name: str, reference: Array, size: int) -> Rows:
     return distances(name, reference, reference, paired=True, size=size)
 
 
-def alike(own: Heard, judged: Heard) -> Rows:
+def alike(own: Heard, judged: Heard, prompts: Sequence[str] | None = None) -> Rows:
     """Clip by clip: divergence of what is heard from what is heard in the float clip, and how often it is the same.
 
-    "KL" is the mean over all that a network tells apart; each has its own where there are several.
+    "KL" is the mean over all that a network tells apart; each has its own where there are several. Clips of one of
+    `prompts` [N] are resampled together.
     """
-    rng, found, every = np.random.default_rng(0), {}, []
+    found, every = {}, []
+    drawn: dict[str, Any] = {"rng": np.random.default_rng(0), "groups": prompts}
     for name, logits in own.logits.items():
         p, q = softmax(logits), softmax(judged.logits[name])
         every.append(paired_kl(p, q))
         if len(own.logits) > 1:
-            found[f"KL, {name}"] = mean_interval(every[-1], rng=rng).as_json()
-        found[f"same {name}"] = mean_interval(p.argmax(axis=1) == q.argmax(axis=1), rng=rng).as_json()
-    return ({"KL": mean_interval(np.mean(every, axis=0), rng=rng).as_json()} if every else {}) | found
+            found[f"KL, {name}"] = mean_interval(every[-1], **drawn).as_json()
+        found[f"same {name}"] = mean_interval(p.argmax(axis=1) == q.argmax(axis=1), **drawn).as_json()
+    return ({"KL": mean_interval(np.mean(every, axis=0), **drawn).as_json()} if every else {}) | found
 
 
 def variety(heard: Heard) -> Rows:
@@ -169,7 +171,7 @@ def variety(heard: Heard) -> Rows:
 
 def told(network: Network, scene: Scene, own: Heard, heard: Heard) -> Rows:
     """What a network tells apart in the clips of an engine."""
-    return alike(own, heard) | variety(heard) | to_text(network, scene, heard)
+    return alike(own, heard, scene.prompts) | variety(heard) | to_text(network, scene, heard)
 
 
 def to_text(network: Network, scene: Scene, heard: Heard) -> Rows:
@@ -177,11 +179,13 @@ def to_text(network: Network, scene: Scene, heard: Heard) -> Rows:
     rng = np.random.default_rng(0)
     if network.read is not None:
         features = heard.features if heard.features.ndim == 2 else heard.features.mean(axis=1)
-        return {"text agreement": mean_interval(cosine(features, network.read(scene.prompts)), rng=rng).as_json()}
+        agreed = cosine(features, network.read(scene.prompts))
+        return {"text agreement": mean_interval(agreed, rng=rng, groups=scene.prompts).as_json()}
     if not scene.words or not set(scene.words) <= set(heard.logits):
         return {}
     verdicts = {name: logits.argmax(axis=1) for name, logits in heard.logits.items()}
-    found = accuracies(verdicts, said(scene.prompts, scene.words), scene.words, rng=rng)
+    labels = said(scene.prompts, scene.words)
+    found = accuracies(verdicts, labels, scene.words, rng=rng, captions=scene.prompts)
     return {("text agreement" if name == "all" else f"says {name}"): each.as_json() for name, each in found.items()}
 
 

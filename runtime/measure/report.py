@@ -32,6 +32,7 @@ from quaver.runtime.measure.hearing import Scene, set_measures
 from quaver.runtime.measure.media import Voice, levels, move_media, shown_clips, write_voice
 from quaver.runtime.measure.page import render
 from quaver.runtime.measure.plan import plan_facts
+from quaver.runtime.measure.quality import FEWEST
 from quaver.runtime.measure.takes import Drawing, draw_spread, draw_takes
 from quaver.runtime.measure.trajectories import Pairs, Take, held_out
 from quaver.runtime.measure.verdict import best_row, joint_verdict, verdict
@@ -171,7 +172,7 @@ def measure(
     scene = Scene(pairs.prompts, rate, bundle.probe, words, settings.reference)
     rows = [
         {**row, "added_s": added[row["name"]], "explained": explained.get(row["name"])}
-        for row in correction_rows(float_take, takes, rate=rate, spread=spread)
+        for row in correction_rows(float_take, takes, rate=rate, spread=spread, prompts=pairs.prompts)
     ]
     if key not in findings.references:
         findings.references[key] = reference_facts(
@@ -248,7 +249,9 @@ def notes(pairs: Pairs, findings: Findings) -> list[str]:
     """What whoever reads the figures should know first."""
     found = []
     if (prompts := len(set(pairs.prompts))) < len(pairs.prompts):
-        found.append(f"{len(pairs.prompts)} trajectories from {prompts} held-out prompts: each is drawn several times.")
+        said = f"{len(pairs.prompts)} trajectories from {prompts} held-out prompts: each is drawn several times"
+        alone = ", and intervals hold for other seeds of these prompts, not for other prompts"
+        found.append(f"{said}{alone if prompts < FEWEST else ''}.")
     if len(findings.references) > 1:
         found.append("The engines come from different float models: each error is against an engine's own.")
     rates = sorted({row["rate"] for row in findings.references.values() if row["rate"]})

@@ -59,3 +59,19 @@ def test_the_cosine_is_one_of_equal_directions_and_none_of_silence():
     assert agreement.cosine(clips, texts) == pytest.approx([1, -1, np.sqrt(0.5), 0])
     with pytest.raises(ValueError, match="clips and captions differ in shape"):
         agreement.cosine(clips, texts[:2])
+
+
+def test_clips_of_one_caption_are_drawn_together():
+    captions = [f"caption {n % 16}" for n in range(64)]
+    heard = np.tile(np.arange(16) % 2, 4)  # right or wrong by the caption alone
+    found = [
+        agreement.accuracies(
+            {"pitch": heard},
+            np.zeros((64, 1), int),
+            {"pitch": [["low"], ["high"]]},
+            rng=np.random.default_rng(0),
+            captions=given,
+        )["all"]
+        for given in (captions, None)
+    ]
+    assert found[0].high - found[0].low == pytest.approx(2 * (found[1].high - found[1].low), rel=0.15)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +96,19 @@ def test_a_correction_that_halves_the_error_has_a_ratio_of_one_half_to_none():
     assert half["against_none"] == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
     assert (none["leaves_seeds_at"], half["leaves_seeds_at"]) == (1, 2)
     assert none["log_spectral_db"] is None and none["ssim"] is None
+
+
+def test_seeds_of_few_prompts_leave_wider_intervals_than_as_many_prompts():
+    """The error belongs to the prompt alone: four seeds of each say no more than one, and halve the interval."""
+    error = np.tile(np.linspace(0.1, 0.2, 16), 4)[None, :, None]
+    y, nothing = np.ones((1, 64, 9)), np.zeros((0, 0))
+
+    def width(prompts: Sequence[str] | None) -> float:
+        takes = {"none": Take(y + error, nothing, nothing)}
+        (row,) = compare.correction_rows(Take(y, nothing, nothing), takes, rate=0, prompts=prompts)
+        return row["latent_error"]["high"] - row["latent_error"]["low"]
+
+    assert width([f"prompt {n % 16}" for n in range(64)]) == pytest.approx(2 * width(None), rel=0.15)
 
 
 def test_pictures_are_compared_as_pictures():

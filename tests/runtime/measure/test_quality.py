@@ -49,6 +49,24 @@ def test_bootstrap_of_a_mean_matches_the_normal_interval():
     )
 
 
+def test_samples_of_one_prompt_are_drawn_together():
+    """Sixteen prompts of deviation 1, four seeds each of 0.1: the mean has a deviation of 1/4, not of 1/8."""
+    rng = np.random.default_rng(6)
+    each = rng.normal(size=16)
+    values, prompts = np.tile(each, 4) + 0.1 * rng.normal(size=64), [f"prompt {i % 16}" for i in range(64)]
+    for groups, deviation in ((prompts, values.reshape(4, 16).mean(axis=0).std() / 4), (None, values.std() / 8)):
+        found = quality.mean_interval(values, rng=np.random.default_rng(7), groups=groups)
+        assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.08)
+        assert found.value == pytest.approx(values.mean())
+
+
+def test_prompts_drawn_once_and_too_few_prompts_are_resampled_by_sample():
+    values = np.random.default_rng(6).normal(size=12)
+    alone = quality.mean_interval(values, rng=np.random.default_rng(7))
+    for groups in (list("abcdefghijkl"), ["a", "b"] * 6, ["a"] * 12):
+        assert quality.mean_interval(values, rng=np.random.default_rng(7), groups=groups) == alone
+
+
 def test_paired_bootstrap_is_narrow_when_the_pairs_move_together():
     difficulty = np.random.default_rng(4).lognormal(0, 1, 100)
     ratio = quality.ratio_interval(0.5 * difficulty, difficulty, rng=np.random.default_rng(5))

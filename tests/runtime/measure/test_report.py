@@ -52,6 +52,7 @@ def test_a_report_compares_the_engine_with_float_on_held_out_prompts(bundle: Bun
     assert figures["references"][0]["bytes"] == bundle.float_unet.stat().st_size
     assert engine["digests"][bundle.prompts.name] == digest_file(bundle.prompts)
     assert "6 trajectories from 2 held-out prompts" in figures["notes"][0]
+    assert "hold for other seeds of these prompts, not for other prompts" in figures["notes"][0]
     assert "pairs of calls are too few for a 95% interval" in figures["notes"][1]
 
 
