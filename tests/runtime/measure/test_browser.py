@@ -132,7 +132,8 @@ def test_the_page_works_in_a_browser(
         tab.evaluate(f"{players}[1].play()")
         assert tab.evaluate(f"{players}.map(a => a.paused).indexOf(false)") == 1
 
-        # The keyboard reaches what scrolls, what unfolds and what plays.
+        # The keyboard reaches what scrolls, what unfolds, what was folded, and what plays.
+        tab.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
         focusable = "document.querySelectorAll('a[href], audio[controls], button, summary, [tabindex=\"0\"]')"
         reached = f"[...{focusable}].filter(e => (e.focus(), document.activeElement == e)).length == {focusable}.length"
         assert tab.evaluate(reached)
@@ -151,7 +152,9 @@ def test_the_page_works_in_a_browser(
         first = "[...document.querySelectorAll('tbody tr')].map(row => row.cells[1].getBoundingClientRect())"
         assert tab.evaluate(f"{first}.every(cell => cell.width > 0 ? cell.right < 390 : true)")
         stays = "e => (e.scrollLeft = 1000, e.querySelector('tbody th').getBoundingClientRect().left > 0)"
-        assert tab.evaluate(f"[...document.querySelectorAll('section > .scroll')].every({stays})")
+        assert tab.evaluate(
+            f"[...document.querySelectorAll('section > .scroll, section > details > .scroll')].every({stays})"
+        )
         light = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != light

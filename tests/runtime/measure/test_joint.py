@@ -14,7 +14,7 @@ from quaver.runtime.artifact import load_json
 from quaver.runtime.audio import read_wav
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
-from quaver.runtime.measure import joint, report, table
+from quaver.runtime.measure import joint, table, takes
 from quaver.runtime.progress import quiet
 
 RECIPE = """
@@ -63,8 +63,8 @@ def test_engines_of_one_float_model_share_its_take_and_have_a_verdict_each(writt
     assert second["corrections"][0]["latent_error"]["value"] > 2 * first["corrections"][0]["latent_error"]["value"]
     assert not second["verdict"]["checks"][0]["passed"]
     assert second["settings"]["max_latent_error"] == 1e-6 != first["settings"]["max_latent_error"]
-    takes = [(take["engine"], take["correction"]) for take in written["clips"][0]["takes"]]
-    assert takes == [(None, "float"), ("tiny", "none"), ("tiny", "d2-deterministic"), ("coarse", "none")]
+    shown = [(take["engine"], take["correction"]) for take in written["clips"][0]["takes"]]
+    assert shown == [(None, "float"), ("tiny", "none"), ("tiny", "d2-deterministic"), ("coarse", "none")]
     assert written["reproduce"].startswith("quaver validate ") and "--out" in written["reproduce"]
 
 
@@ -72,8 +72,8 @@ def test_an_engine_that_is_added_costs_no_take_but_its_own(
     bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     drawn: list[str] = []
-    real = report.take
-    monkeypatch.setattr(report, "take", lambda s, *a, **k: drawn.append(s.bundle.root.name) or real(s, *a, **k))
+    real = takes.take
+    monkeypatch.setattr(takes, "take", lambda s, *a, **k: drawn.append(s.bundle.root.name) or real(s, *a, **k))
     joint.compare([bundles[0].root], tmp_path / "joint", progress=quiet())
     assert drawn == ["tiny"] * 3
     joint.compare([bundle.root for bundle in bundles], tmp_path / "joint", progress=quiet())
@@ -91,13 +91,13 @@ def test_engines_of_other_sample_rates_and_models_keep_their_own_reference(bundl
     assert [row["rate"] for row in found["references"]] == [16000, 8000]
     assert any("different sample rates (8000 Hz, 16000 Hz)" in note for note in found["notes"])
     assert any("different float models" in note for note in found["notes"])
-    takes = found["clips"][0]["takes"]
-    assert [take["correction"] for take in takes if take["engine"] is None] == ["float", "float of coarse"]
+    shown = found["clips"][0]["takes"]
+    assert [take["correction"] for take in shown if take["engine"] is None] == ["float", "float of coarse"]
     # Each float model has files of its own, and stands before its engines.
-    assert [(take["rate"], read_wav(paths[0].parent / "media" / take["file"])[1]) for take in takes] == [
-        (take["rate"],) * 2 for take in takes
+    assert [(take["rate"], read_wav(paths[0].parent / "media" / take["file"])[1]) for take in shown] == [
+        (take["rate"],) * 2 for take in shown
     ]
-    assert {take["rate"] for take in takes} == {8000, 16000}
+    assert {take["rate"] for take in shown} == {8000, 16000}
     captions = re.findall(r"<figcaption><span><b>([^<]+)", paths[1].read_text(encoding="utf-8"))
     assert list(dict.fromkeys(captions)) == ["float", "tiny", "float of coarse", "coarse"]
 

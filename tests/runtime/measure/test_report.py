@@ -187,6 +187,21 @@ def test_the_spread_is_between_two_seeds_of_each_prompt_and_drawn_without_sound(
     assert not trajectories.Take(**load_tensors(path, trajectories.KIND)[0]).heard
 
 
+def test_engines_of_one_float_model_share_the_seeds_drawn_beside(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    rows = [{"id": name, "text": f"a {name} note", "split": "validate"} for name in ("low", "high", "soft", "loud")]
+    save_lines(bundle.prompts, rows, Stamp("prompts"))
+    drawn: list[tuple[int, ...]] = []
+    real = takes.take
+    monkeypatch.setattr(takes, "take", lambda s, pairs, *a, **k: drawn.append(pairs.seeds) or real(s, pairs, *a, **k))
+    settings = replace(SETTINGS, corrections=("none",), trajectories=4, clips=0, seed=7)
+    place = Bundle(bundle.root.parent / "joint")
+    subjects = [report.Subject(name, bundle, settings, SAMPLING) for name in ("one", "two")]
+    path = report.write_report(subjects, place, stamp=STAMP, command="", progress=quiet())
+    assert drawn == [(7, 8, 9, 10), (7, 8, 9, 10), (11, 12, 13, 14)]
+    assert len(list(place.shards("validate").glob("*.safetensors"))) == 3
+    assert len(load_json(path, "validate")["references"][0]["seed_spread"]) == SAMPLING.steps
+
+
 def test_second_seeds_are_drawn_only_as_far_as_prompts_lack_them():
     many = trajectories.Pairs(tuple("abcdefghijkl"), tuple(range(5, 17)))
     assert trajectories.second_seeds(many) == trajectories.Pairs(tuple("abcdefgh"), tuple(range(17, 25)))
