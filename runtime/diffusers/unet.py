@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,6 +101,12 @@ class EngineUNet(Placed):
         unet.session, unet._opened = session, opened
         return unet
 
+    @property
+    def add_embedding(self) -> Any:
+        """What Stable Diffusion XL asks for the number of values that it adds to the time; `config` has it."""
+        width = self.config.get("projection_class_embeddings_input_dim")
+        return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+
     def __call__(
         self,
         sample: torch.Tensor,
@@ -107,6 +114,7 @@ class EngineUNet(Placed):
         encoder_hidden_states: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
         *,
+        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
         return_dict: bool = True,
         **others: Any,
     ) -> Any:
@@ -115,6 +123,7 @@ class EngineUNet(Placed):
         Raises: EngineError for latents, times or conditioning that the engine does not take, or for what is not finite.
         """
         given = {"encoder_hidden_states": encoder_hidden_states, "class_labels": class_labels, **others}
+        given |= added_cond_kwargs or {}
         rows = {name: value for name, value in given.items() if value is not None}
         self._check(tuple(sample.shape[1:]), rows)
         torch, t = need("torch", extra="export"), timesteps(timestep, len(sample))

@@ -13,7 +13,9 @@ from quaver.runtime.diffusers import EngineUNet
 from quaver.runtime.engine import open_engine
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from quaver.runtime.families.onnx import fit
+from quaver.runtime.families.tango import feeds
 from quaver.runtime.schedule import read_schedule
+from tests.exporter.pipelines import saved
 
 torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
 SHAPE = (3, 8, 8)
@@ -113,6 +115,38 @@ def test_a_pipeline_can_be_loaded_without_its_unet(picture_unet, picture_engine,
     pipe = diffusers.DDIMPipeline.from_pretrained(tmp_path, unet=None)
     pipe.unet = EngineUNet(picture_engine, SHAPE)
     np.testing.assert_allclose(drawn(pipe), expected, atol=1e-4)
+
+
+class Inside:
+    """A U-Net as an engine, without the export between them."""
+
+    digest, tensors = "sha256:0", False
+    inputs = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids")
+
+    def __init__(self, unet):
+        self.unet = unet
+
+    def __call__(self, feeds):
+        fed = {name: torch.from_numpy(value) for name, value in feeds.items()}
+        added = {name: fed.pop(name) for name in ("text_embeds", "time_ids")}
+        with torch.no_grad():
+            return self.unet(**fed, added_cond_kwargs=added).sample.numpy()
+
+
+def test_stable_diffusion_xl_draws_the_same_latents_with_what_it_adds_to_the_time():
+    pipe = saved.build(saved.sdxl)
+    unet = EngineUNet(Inside(pipe.unet), (4, 8, 8), feeds=feeds, config=pipe.unet.config)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw(**more):
+        noise = torch.Generator().manual_seed(3)
+        return pipe("a low note", num_inference_steps=2, generator=noise, output_type="latent", **more).images
+
+    expected, larger = draw(), draw(original_size=(64, 64))
+    pipe.unet = unet
+    torch.testing.assert_close(draw(), expected)
+    torch.testing.assert_close(draw(original_size=(64, 64)), larger)
+    assert not torch.allclose(larger, expected)
 
 
 def test_a_bundle_says_what_pipelines_read(tiny_unet):
