@@ -78,7 +78,7 @@ def test_a_unet_without_weights_is_refused_and_one_in_shards_or_of_earlier_names
 
 
 def test_a_unet_that_is_conditioned_otherwise_is_refused(tmp_path):
-    unet = diffusers.UNet2DConditionModel(**saved.ATTENDING, cross_attention_dim=8, class_embed_type="timestep")
+    unet = diffusers.UNet2DConditionModel(**saved.PLAIN, cross_attention_dim=8, class_embed_type="timestep")
     with pytest.raises(RecipeError, match=r"unet has class_embed_type = 'timestep', expected None: export it to ONNX"):
         check_conditions(unet, tmp_path, None)
 

@@ -10,7 +10,7 @@ from quaver.exporter.stages import run_recipe
 from quaver.runtime.denoise import initial_noise
 from quaver.runtime.generate import generate
 from quaver.runtime.progress import quiet
-from tests.exporter.checkpoints.test_chains import RECIPE, drawn, heard, size
+from tests.exporter.checkpoints.chains import RECIPE, drawn, heard, size
 from tests.exporter.hub_cache import COMMIT, as_snapshot
 from tests.exporter.pipelines import saved
 
