@@ -1,4 +1,8 @@
+import fcntl
 import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -6,6 +10,28 @@ from hypothesis import settings
 # The same examples every time, and no deadline: a busy machine is no reason to fail.
 settings.register_profile("quaver", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("quaver")
+
+
+@pytest.fixture(scope="session")
+def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A folder that one worker makes for all: whoever asks for it meanwhile waits. Shared: read only."""
+    base = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # a worker's temporary folder lies in that of the whole run
+        base = base.parent
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        place, made = base / "once" / name, base / "once" / f"{name}.made"
+        place.parent.mkdir(exist_ok=True)
+        with place.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(place, ignore_errors=True)  # half of it, from one that failed
+                place.mkdir()
+                make(place)
+                made.touch()
+        return place
+
+    return folder
 
 
 @pytest.fixture

@@ -16,38 +16,26 @@ from quaver.calib.hooks import layer_names, open_hooked
 from quaver.calib.moments import variance
 from quaver.calib.taps import COUNT, SUMMARY, open_tapped, read_summaries, tap_summaries
 from quaver.calib.trajectories import Trajectories, observe
+from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import EngineError
 from quaver.runtime.families.audioldm import feeds
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.schedule import load_schedule
+from tests.exporter import conftest as exporter
 
 onnx, torch, diffusers = (pytest.importorskip(name) for name in ("onnx", "torch", "diffusers"))
-SHAPE, EMBEDDING = (4, 8, 8), 8
-
-
-def tiny_unet() -> Any:
-    """A U-Net of AudioLDM's shape with 40,000 random weights."""
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=(8, 16), class_embed_type="simple_projection", class_embeddings_concat=True,
-        projection_class_embeddings_input_dim=EMBEDDING, attention_head_dim=4, norm_num_groups=4,
-    ).eval()  # fmt: skip
+model_folder, traced = exporter.model_folder, exporter.traced  # fixtures: a U-Net, and its graph
+SHAPE, EMBEDDING = exporter.SHAPE, exporter.EMBEDDING
 
 
 @pytest.fixture(scope="module")
-def unet() -> Any:
-    return tiny_unet()
+def unet(model_folder: Path) -> Any:
+    return diffusers.UNet2DConditionModel.from_pretrained(model_folder / "unet").eval()
 
 
 @pytest.fixture(scope="module")
-def graph(unet: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from quaver.exporter.model.tracing import trace_unet
-
-    path = tmp_path_factory.mktemp("traced") / "unet.onnx"
-    onnx.save(trace_unet(unet, SHAPE).model, path)
-    return path
+def graph(traced: Bundle) -> Path:
+    return traced.float_unet
 
 
 def call(unet: Any, named: Mapping[str, Any]) -> Any:

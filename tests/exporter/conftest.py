@@ -2,6 +2,7 @@
 chain on a model of the embedded one's shape."""
 
 import shutil
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from quaver.runtime.artifact import Stamp, save_tensors
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.progress import quiet
 
+Once = Callable[[str, Callable[[Path], object]], Path]
 SHAPE = (4, 8, 8)
 EMBEDDING = 16
 RECIPE = """
@@ -53,10 +55,13 @@ def hub_home(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(once: Once) -> Path:
     """A diffusers folder: U-Net of 0.3 M random weights, scheduler."""
+    return once("model", save_unet)
+
+
+def save_unet(folder: Path) -> None:
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     widths = (16, 32)
     unet = diffusers.UNet2DConditionModel(
@@ -81,18 +86,19 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     diffusers.DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction").save_pretrained(
         folder / "scheduler"
     )
-    return folder
 
 
 @pytest.fixture(scope="session")
-def traced(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def traced(model_folder: Path, once: Once) -> Bundle:
     """A bundle with that U-Net traced and ranges from running it. Shared: read only."""
     from quaver.exporter.trace import ModelSettings, trace
 
-    bundle = Bundle(tmp_path_factory.mktemp("bundle"))
-    trace(bundle, ModelSettings(source=str(model_folder), bins=SHAPE[2]), stamp=Stamp("trace"), progress=quiet())
-    save_ranges(bundle, observe(bundle))
-    return bundle
+    def make(folder: Path) -> None:
+        bundle = Bundle(folder)
+        trace(bundle, ModelSettings(source=str(model_folder), bins=SHAPE[2]), stamp=Stamp("trace"), progress=quiet())
+        save_ranges(bundle, observe(bundle))
+
+    return Bundle(once("bundle", make))
 
 
 @pytest.fixture
@@ -139,26 +145,30 @@ def save_ranges(bundle: Bundle, ranges: dict[str, tuple[float, float]]) -> None:
 
 
 @pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder: the embedded model's own parts, a random probe, a U-Net of 0.3 M random weights."""
+def source(once: Once) -> Path:
+    """A model folder: the embedded model's own parts, a random probe, a U-Net of one level of random weights."""
+    return once("source", save_source)
+
+
+def save_source(folder: Path) -> None:
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     from quaver.demo.probe import Probe
     from quaver.demo.weights import save_weights
 
-    folder, demo = tmp_path_factory.mktemp("source"), Path(str(files("quaver.demo"))) / "model"
+    demo = Path(str(files("quaver.demo"))) / "model"
     for name in ("text_encoder", "tokenizer", "vae", "vocoder"):
         shutil.copytree(demo / name, folder / name)
     torch.manual_seed(0)
     save_weights(Probe(), folder / "probe", {"_class_name": "Probe"})
-    diffusers.UNet2DConditionModel(
+    diffusers.UNet2DConditionModel(  # one level, with attention in the middle: the more nodes, the longer to trace
         sample_size=16,
         in_channels=8,
         out_channels=8,
-        block_out_channels=(16, 32),
+        block_out_channels=(16,),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=(16, 32),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        cross_attention_dim=(16,),
         class_embed_type="simple_projection",
         projection_class_embeddings_input_dim=128,
         class_embeddings_concat=True,
@@ -174,24 +184,24 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         set_alpha_to_one=False,
         steps_offset=1,
     ).save_pretrained(folder / "scheduler")
-    return folder
 
 
 @pytest.fixture(scope="session")
-def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    """A recipe of the whole chain, and what its last stage wrote into the bundle beside it. Shared: read only."""
+def built(source: Path, once: Once) -> Path:
+    """A recipe of the whole chain, run, with its bundle beside it. Shared: read only."""
     from quaver.exporter.stages import run_recipe
 
-    recipe = tmp_path_factory.mktemp("engines") / "tiny.toml"
-    recipe.write_text(RECIPE.format(source=source))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quaver.demo.vocoder.ITERATIONS", 1)  # phase retrieval unrolled once is faster to trace
-        return recipe, run_recipe(recipe, progress=quiet())
+    def make(folder: Path) -> None:
+        (folder / "tiny.toml").write_text(RECIPE.format(source=source))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("quaver.demo.vocoder.ITERATIONS", 1)  # phase retrieval unrolled once is faster to trace
+            run_recipe(folder / "tiny.toml", progress=quiet())
+
+    return once("engines", make) / "tiny.toml"
 
 
 @pytest.fixture
-def copied(built: tuple[Path, list[Path]], tmp_path: Path) -> Path:
+def copied(built: Path, tmp_path: Path) -> Path:
     """A copy of that recipe and bundle to write into."""
-    recipe, _ = built
-    shutil.copytree(recipe.parent, tmp_path / "engines")
-    return tmp_path / "engines" / recipe.name
+    shutil.copytree(built.parent, tmp_path / "engines")
+    return tmp_path / "engines" / built.name

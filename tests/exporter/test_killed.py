@@ -31,14 +31,13 @@ SPARED = "unet.float.onnx,vae_decoder.onnx,vocoder.onnx,probe.onnx,tokenizer.jso
 
 
 def test_killed_at_every_file_it_writes_or_removes_a_run_ends_with_the_bytes_of_one_that_was_not(built, tmp_path):
-    recipe, _ = built
     alone, killed = Bundle(tmp_path / "alone"), Bundle(tmp_path / "killed")
     for bundle in (alone, killed):
-        shutil.copytree(recipe.with_suffix(""), bundle.root)
-    run_recipe(recipe, overrides=OTHER, out=alone.root, progress=quiet())
+        shutil.copytree(built.with_suffix(""), bundle.root)
+    run_recipe(built, overrides=OTHER, out=alone.root, progress=quiet())
     killed.card.unlink()  # so that the model is traced anew
     script = Path(__file__).with_name("killing.py")
-    argv = [sys.executable, str(script), str(recipe), str(killed.root), SPARED, *OTHER]
+    argv = [sys.executable, str(script), str(built), str(killed.root), SPARED, *OTHER]
     places = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     assert len(places) >= 30
     assert {
