@@ -1,5 +1,6 @@
 """Learned rounding on a traced U-Net: the replay, the stage, and what the exported file holds."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from quaver.runtime.progress import quiet
 onnx, torch = pytest.importorskip("onnx"), pytest.importorskip("torch")
 CHANNELS, EMBEDDING = 16, 20
 STAMP = Stamp("reconstruct", settings="s")
+LONG = ReconstructSettings(method="adaround", iterations=40, batch=4, records=3, rate=0.1)
 FAST = ReconstructSettings(method="qdrop", iterations=12, batch=4, records=3, rate=0.1)
 
 
@@ -237,15 +239,10 @@ def test_without_a_method_or_integers_there_is_nothing_to_learn(recorded):
 KILLED = """
 import sys
 from pathlib import Path
-from quaver.exporter.export import ExportSettings
-from quaver.exporter.rounding import ReconstructSettings, learn_weights
-from quaver.runtime.artifact import Stamp
+from tests.exporter.test_rounding import LONG, learn
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.progress import quiet
 
-settings = ReconstructSettings(method="adaround", iterations=int(sys.argv[2]), batch=4, records=3, rate=0.1)
-exported = ExportSettings(preset="d2-4w8a")
-learn_weights(Bundle(Path(sys.argv[1])), settings, exported, stamp=Stamp("reconstruct"), progress=quiet())
+learn(Bundle(Path(sys.argv[1])), LONG, preset="d2-4w8a")
 """
 
 
@@ -254,13 +251,13 @@ def test_killed_behind_a_block_the_same_command_ends_with_the_same_bytes(recorde
     bundles = [Bundle(tmp_path / name) for name in ("whole", "killed")]
     for bundle in bundles:
         shutil.copytree(recorded.root, bundle.root)
-    whole, killed = ([sys.executable, "-c", KILLED, str(bundle.root), "40"] for bundle in bundles)
-    subprocess.run(whole, check=True)
-    with subprocess.Popen(killed) as child:
+    learn(bundles[0], LONG, preset="d2-4w8a")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(bundles[1].root)], env=environment) as child:
         while not bundles[1].weights_part(0).exists():
             assert child.poll() is None
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
     assert bundles[1].weights_part(0).exists() and not bundles[1].weights.exists()
-    subprocess.run(killed, check=True)
+    learn(bundles[1], LONG, preset="d2-4w8a")
     assert bundles[0].weights.read_bytes() == bundles[1].weights.read_bytes()
