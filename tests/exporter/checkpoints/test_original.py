@@ -1,8 +1,7 @@
-"""Every family from files on the disk, as a user names them; and through tracing, as ONNX (slow)."""
+"""Every family from files on the disk, as a user names them."""
 
 import shutil
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -14,11 +13,9 @@ from quaver.exporter.checkpoints.tensors import read_tensors
 from quaver.exporter.trace import ModelSettings, latent_shape, trace
 from quaver.runtime.artifact import Stamp
 from quaver.runtime.bundle import Bundle
-from quaver.runtime.engine import open_engine
 from quaver.runtime.errors import RecipeError
-from quaver.runtime.family import find_family, read_card
+from quaver.runtime.family import find_family
 from quaver.runtime.progress import quiet
-from quaver.runtime.schedule import load_schedule
 from tests.exporter.checkpoints.conftest import (
     DATA,
     FILM,
@@ -135,43 +132,3 @@ def test_latents_that_the_levels_cannot_halve_name_those_they_can():
     with pytest.raises(RecipeError, match=r"multiples of 4: 76 or 80 for 78"):
         latent_shape(config, ModelSettings(), own=(4, 8, 78))
     assert latent_shape(config, ModelSettings(frames=16), own=(4, 8, 12)) == (4, 16, 12)
-
-
-def answers(path, feeds):
-    with open_engine(path, threads=1) as engine:
-        return engine({name: feeds[name] for name in engine.inputs})
-
-
-def traced(folder, family, place, **settings):
-    bundle = Bundle(place / "bundle")
-    given = ModelSettings(source=str(folder), family=family, **settings)
-    trace(bundle, given, stamp=Stamp("trace"), progress=quiet())
-    return bundle
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "family"), [("ldm8-churches", "ldm"), ("make-an-audio", "make-an-audio")])
-def test_onnx_answers_as_the_original_did(name, family, tmp_path):
-    bundle, io = traced(DATA / name, family, tmp_path), load_file(DATA / name / "io.safetensors")
-    arrays = {key: value.numpy() for key, value in io.items()}
-    feeds = {"sample": arrays["x"], "timestep": arrays["t"], "encoder_hidden_states": arrays.get("context")}
-    assert relative(answers(bundle.float_unet, feeds), io["eps"]) < 1e-3
-    (decoder,) = find_family(family).components if family == "ldm" else ("vae_decoder",)
-    assert relative(answers(bundle.component(decoder), {"latents": arrays["latent"]}), io["decoded"]) < 1e-3
-    assert len(load_schedule(bundle.scheduler).alpha_bar) == 1000
-
-
-@pytest.mark.slow
-def test_onnx_of_a_tango_folder_goes_from_tokens_to_sound(tango_folder, tmp_path):
-    bundle, io = traced(tango_folder, "tango", tmp_path, latent=[8, 16, 16]), load_file(tango_folder / "io.safetensors")
-    arrays = {key: value.numpy() for key, value in io.items()}
-    arrays |= {"attention_mask": arrays["attention_mask"].astype(np.int64), "latents": arrays["latent"]}
-    states = answers(bundle.component("text_encoder"), arrays)
-    assert relative(states, io["encoder_hidden_states"]) < 1e-3
-    assert relative(answers(bundle.component("vae_decoder"), arrays), io["mel"]) < 1e-3
-    assert relative(answers(bundle.component("vocoder"), arrays), io["waveform"][:, 0]) < 1e-3
-    card = read_card(bundle)
-    assert card["prediction"] == "v_prediction" and card["sampler"]["sampler"] == "ddpm"
-    assert set(find_family("tango").components) == set(card["components"])
-    with open_engine(bundle.float_unet, threads=1) as engine:
-        assert engine.inputs == ("sample", "timestep", "encoder_hidden_states", "encoder_attention_mask")

@@ -70,28 +70,3 @@ def test_make_an_audio_takes_every_state_through_a_projection():
 def test_a_checkpoint_without_its_text_encoder_says_so():
     with pytest.raises(RecipeError, match=r"main\.bin has no shared\.weight: name the checkpoint that holds"):
         load_t5({}, what="main.bin")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["clap", "caption"])
-def test_text_encoders_are_graphs_of_ids_and_mask(kind):
-    from quaver.exporter.checkpoints.text_encoder import STATES
-    from quaver.exporter.model.tracing import check, trace_parts
-
-    torch.manual_seed(0)
-    if kind == "clap":
-        config = transformers.ClapTextConfig(**SIZES, projection_dim=8, max_position_embeddings=16)
-        state = transformers.ClapTextModelWithProjection(config).state_dict()
-        names = {"text_model": "text_branch", "linear1": "0", "linear2": "2"}
-        tensors = {".".join(names.get(part, part) for part in key.split(".")): v for key, v in state.items()}
-        del tensors["text_branch.embeddings.token_type_ids"]
-        encoder = load_clap(tensors, what="it")
-    else:
-        bert = transformers.BertModel(transformers.BertConfig(**SIZES, max_position_embeddings=16))
-        linear = {"projection.linear1.weight": torch.randn(6, 128), "projection.linear2.weight": torch.randn(6, 6)}
-        norm = {"projection.layer_norm.weight": torch.ones(6), "projection.layer_norm.bias": torch.ones(6)}
-        encoder = load_caption_encoder(prefixed("base.", bert.state_dict()) | linear | norm, what="it")
-    ((_, traced),) = trace_parts({"text_encoder": encoder}, (1, 1, 1))
-    graph = check(traced, "text_encoder").model.graph
-    assert [value.name for value in graph.input] == ["input_ids", "attention_mask"]
-    assert [value.name for value in graph.output] == (["text_embeds"] if kind == "clap" else list(STATES))

@@ -119,12 +119,3 @@ def by_loops(generator, mel):
             outs.append(y)
         x = sum(outs) / len(outs)
     return np.tanh(conv("conv_post", activate("activation_post", x)))[0]
-
-
-@pytest.mark.slow
-def test_bigvgan_is_one_graph_for_any_batch(generator):
-    from quaver.exporter.model.tracing import check, trace_module
-
-    vocoder = bigvgan.load_bigvgan(bigvgan.read_shape(BIGVGAN), generator, what="it")
-    traced = check(trace_module(vocoder, {"mel": torch.randn(2, 1, 3, 6)}, ("waveform",)), "vocoder")
-    assert [value.name for value in traced.model.graph.input] == ["mel"]
