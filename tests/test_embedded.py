@@ -24,7 +24,9 @@ PROMPT = "a soft low cello note"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engines") / "demo-w8a8"
-    run_recipe(ROOT / "engines" / "demo-w8a8.toml", until="stats", overrides=SMALL, out=folder, progress=quiet())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quaver.demo.vocoder.ITERATIONS", 2)  # each unrolled one takes seconds to trace
+        run_recipe(ROOT / "engines" / "demo-w8a8.toml", until="stats", overrides=SMALL, out=folder, progress=quiet())
     return folder
 
 
