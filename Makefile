@@ -23,9 +23,9 @@ run: .venv/.installed
 	@echo "the sound:   $(BUNDLE)/cello.wav"
 
 # One thread each, or two workers on two cores fight over four. A worker that dies ends the run: one that is started
-# in its place may wait forever.
+# in its place may wait forever. Files stay in the order that tests/conftest.py gives them.
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: .venv/.installed .cache/types/quaver
 	$(BIN)/ruff format --check .
