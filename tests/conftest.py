@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from quaver.runtime.text import tell_cut
+
 # The same examples every time, and no deadline: a busy machine is no reason to fail.
 settings.register_profile("quaver", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("quaver")
@@ -32,6 +34,12 @@ def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return place
 
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_told_yet():
+    """What a process says once it says to every test."""
+    tell_cut.cache_clear()
 
 
 @pytest.fixture
