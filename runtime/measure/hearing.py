@@ -59,19 +59,20 @@ def set_measures(spec: str, scene: Scene, reference: Take, takes: Mapping[str, T
         return {"network": spec, "missing": f"{spec} takes {error}, and here is {kinds}: 'onnx:FILE' may take that."}
     real, notes = real_features(scene, network, reference.waveforms.shape)
     name, count, dimensions = network.distance, len(own.features), own.features.shape[-1]
-    floors: dict[str, Rows] = {FLOAT_FLOOR: floor(name, own.features, count // 2), REAL_FLOOR: {}, "float": {}}
+    by = scene.prompts
+    floors: dict[str, Rows] = {FLOAT_FLOOR: floor(name, own.features, count // 2, by), REAL_FLOOR: {}, "float": {}}
     rows = []
     for correction, heard in judged.items():
-        measures = distances(name, own.features, heard.features, paired=True)
-        measures |= beyond(FURTHER, own.features, own.features, heard.features, paired=True)
+        measures = distances(name, own.features, heard.features, paired=True, prompts=by)
+        measures |= beyond(FURTHER, own.features, own.features, heard.features, paired=True, prompts=by)
         if real is not None:
-            measures |= distances(f"{name} to real", real, heard.features)
-            measures |= beyond(f"{FURTHER} to real", real, own.features, heard.features)
+            measures |= distances(f"{name} to real", real, heard.features, prompts=by)
+            measures |= beyond(f"{FURTHER} to real", real, own.features, heard.features, prompts=by)
         rows.append({"name": correction, "measures": measures | told(network, scene, own, heard)})
     if real is not None:
         floors[REAL_FLOOR] = floor(f"{name} to real", real, half(real, own.features, paired=False))
-        floors["float"] |= distances(f"{name} to real", real, own.features)
-    floors["float"] |= variety(own) | to_text(network, scene, own)
+        floors["float"] |= distances(f"{name} to real", real, own.features, prompts=by)
+    floors["float"] |= variety(own, by) | to_text(network, scene, own)
     return {
         "network": network.name,
         "samples": count,
@@ -100,8 +101,19 @@ def real_features(scene: Scene, network: Network, shape: tuple[int, ...]) -> tup
     return features, notes
 
 
-def distances(name: str, reference: Array, judged: Array, *, paired: bool = False, size: int = 0) -> Rows:
-    """Frechet distance, precision and recall of features `[N, D]` or `[N, F, D]`, `size` items of either set."""
+def distances(
+    name: str,
+    reference: Array,
+    judged: Array,
+    *,
+    paired: bool = False,
+    prompts: Sequence[str] | None = None,
+    size: int = 0,
+) -> Rows:
+    """Frechet distance, precision and recall of features `[N, D]` or `[N, F, D]`, `size` items of either set.
+
+    `prompts` as of `sets.over_halves`.
+    """
     suffix = " to real" if name.endswith(" to real") else ""
     flat = [features if features.ndim == 2 else features.mean(axis=1) for features in (reference, judged)]
     size = size or half(reference, judged, paired=paired)
@@ -109,19 +121,28 @@ def distances(name: str, reference: Array, judged: Array, *, paired: bool = Fals
     if size >= ENOUGH:
         found[f"precision{suffix}"] = (precision, flat[0], flat[1])
         found[f"recall{suffix}"] = (recall, flat[0], flat[1])
+    drawn: dict[str, Any] = {"paired": paired, "prompts": prompts, "size": size}
     return {
         # The same halves for all, so that floors and values of one network differ by the engine alone.
-        title: within(over_halves(measure, a, b, rng=np.random.default_rng(0), paired=paired, size=size), most)
+        title: within(over_halves(measure, a, b, rng=np.random.default_rng(0), **drawn), most)
         for title, (measure, a, b) in found.items()
         for most in [np.inf if measure is frechet_of_sets else 1.0]
     }
 
 
-def beyond(name: str, reference: Array, own: Array, judged: Array, *, paired: bool = False) -> Rows:
+def beyond(
+    name: str,
+    reference: Array,
+    own: Array,
+    judged: Array,
+    *,
+    paired: bool = False,
+    prompts: Sequence[str] | None = None,
+) -> Rows:
     """How much further an engine's clips lie than the float model's own, pair by pair, as a share of the latter.
 
     The one interval that tells an engine from float: what both have in common is not in it. Nothing of float clips
-    that are all alike.
+    that are all alike. `prompts` as of `sets.over_halves`.
     """
     if not np.ptp(own.reshape(-1, own.shape[-1]), axis=0).any():
         return {}
@@ -129,14 +150,17 @@ def beyond(name: str, reference: Array, own: Array, judged: Array, *, paired: bo
     def both(a: Array, b: Array) -> Array:
         return np.array([frechet_of_sets(a, b[:, 0]), frechet_of_sets(a, b[:, 1])])
 
+    def share(mean: Array) -> float:
+        return float(mean[1] / mean[0] - 1)
+
     pairs, rng = np.stack([own, judged], axis=1), np.random.default_rng(0)
-    found = over_halves(both, reference, pairs, rng=rng, paired=paired, of=lambda mean: float(mean[1] / mean[0] - 1))
+    found = over_halves(both, reference, pairs, rng=rng, paired=paired, prompts=prompts, of=share)
     return {name: found.as_json()}
 
 
-def floor(name: str, reference: Array, size: int) -> Rows:
+def floor(name: str, reference: Array, size: int, prompts: Sequence[str] | None = None) -> Rows:
     """The distances of a set to itself, halves of `size` items without a common one."""
-    return distances(name, reference, reference, paired=True, size=size)
+    return distances(name, reference, reference, paired=True, prompts=prompts, size=size)
 
 
 def alike(own: Heard, judged: Heard, prompts: Sequence[str] | None = None) -> Rows:
@@ -156,7 +180,7 @@ def alike(own: Heard, judged: Heard, prompts: Sequence[str] | None = None) -> Ro
     return ({"KL": mean_interval(np.mean(every, axis=0), **drawn).as_json()} if every else {}) | found
 
 
-def variety(heard: Heard) -> Rows:
+def variety(heard: Heard, prompts: Sequence[str] | None = None) -> Rows:
     """The inception-style score, mean over all that a network tells apart; none of few clips."""
     seen = [softmax(logits) for logits in heard.logits.values()]
     if not seen or len(seen[0]) < FEWEST:
@@ -165,13 +189,13 @@ def variety(heard: Heard) -> Rows:
     def score(rows: Array) -> float:
         return float(np.mean([inception_score(each[rows]) for each in seen]))
 
-    found = of_set(score, np.arange(len(seen[0])), rng=np.random.default_rng(0))
+    found = of_set(score, np.arange(len(seen[0])), rng=np.random.default_rng(0), prompts=prompts)
     return {"inception-style score": {name: max(value, 1.0) for name, value in found.as_json().items()}}
 
 
 def told(network: Network, scene: Scene, own: Heard, heard: Heard) -> Rows:
     """What a network tells apart in the clips of an engine."""
-    return alike(own, heard, scene.prompts) | variety(heard) | to_text(network, scene, heard)
+    return alike(own, heard, scene.prompts) | variety(heard, scene.prompts) | to_text(network, scene, heard)
 
 
 def to_text(network: Network, scene: Scene, heard: Heard) -> Rows:

@@ -11,7 +11,8 @@ item n of both sets has one prompt, seed and noise; then the judged items are th
 both sides and floor and value differ by the engine alone. The floor is the reference judged as its own pair.
 
 Intervals are jackknives over G groups of items (Tukey 1958), Student's t of G - 1 times sqrt(variance); paired items
-are left out together, the V of unpaired sets add up:
+are left out together, and so are those of one prompt, which have more in common than others; the V of unpaired sets add
+up:
 
     V = (G - 1)/G sum over g of (d_g - mean d)^2                       d_g: the figure without group g
     Q = G (G - 1)/2 var over g, h of (d - d_g - d_h + d_gh)
@@ -34,7 +35,8 @@ Array = np.ndarray
 Measure = Callable[[Array, Array], float]  # reference [N, ...], judged [M, ...] -> figure
 Measures = Callable[[Array, Array], float | Array]  # or several figures
 SPLITS, GROUPS, TWICE = 12, 12, 24
-FEWEST = 8  # items of a set that has groups: its halves lose two of four
+FEWEST = 8  # items, or prompts, of a set that has groups: its halves lose two of four
+LEFT = 4  # items of a half, less two groups: one and its three neighbours
 
 
 def half(reference: Array, judged: Array, *, paired: bool) -> int:
@@ -51,22 +53,26 @@ def over_halves(
     *,
     rng: np.random.Generator,
     paired: bool,
+    prompts: Sequence[str] | None = None,
     size: int = 0,
     splits: int = SPLITS,
     of: Callable[[Array], float] = float,
 ) -> Interval:
     """Mean of a measure of `judged` `[M, ...]` against halves of `reference` `[N, ...]`, with its 95% interval.
 
-    Of a measure of several figures, `of` makes one of their means.
+    Of a measure of several figures, `of` makes one of their means. `prompts` [M] are those of the judged items, and of
+    the reference if paired; of fewer than `FEWEST`, the interval holds for other seeds of these prompts alone.
     `size` items of either set are compared, `half` unless said. Of sets of fewer than `FEWEST` items the bounds are the
     range of the splits. Raises: ValueError when two items or fewer would be compared, or as `half`.
     """
     size = size or half(reference, judged, paired=paired)
     if size < 2:
         raise ValueError(f"sets of {len(reference)} and {len(judged)} leave {size} items to a half, expected 2 or more")
-    judged = judged if paired else rng.permutation(judged)[: 2 * size]
-    own = _groups(len(reference), rng)
-    theirs = own if paired else own.max() + 1 + _groups(len(judged), rng)
+    if not paired:
+        taken = rng.permutation(len(judged))[: 2 * size]
+        judged, prompts = judged[taken], None if prompts is None else np.asarray(prompts)[taken].tolist()
+    own = _groups(len(reference), rng, prompts if paired else None, size)
+    theirs = own if paired else own.max() + 1 + _groups(len(judged), rng, prompts, size)
     parts = [_split(len(reference), len(judged), size, rng, paired) for _ in range(splits)]
 
     def over(left_out: Sequence[int] = ()) -> Array:
@@ -81,9 +87,11 @@ def over_halves(
     return jackknife(lambda left_out: of(over(left_out).mean(axis=0)), sets, rng=rng)
 
 
-def of_set(measure: Callable[[Array], float], items: Array, *, rng: np.random.Generator) -> Interval:
-    """A measure of one set of `items` `[N, ...]`, `FEWEST` or more, with its 95% interval."""
-    groups = _groups(len(items), rng)
+def of_set(
+    measure: Callable[[Array], float], items: Array, *, rng: np.random.Generator, prompts: Sequence[str] | None = None
+) -> Interval:
+    """A measure of one set of `items` `[N, ...]`, `FEWEST` or more, with its 95% interval; `prompts` [N] are theirs."""
+    groups = _groups(len(items), rng, prompts, len(items))
     return jackknife(lambda left_out: measure(items[~np.isin(groups, left_out)]), [np.unique(groups)], rng=rng)
 
 
@@ -110,8 +118,16 @@ def student(degrees: int) -> float:
     return 1.960 + 2.372 / degrees + 2.822 / degrees**2
 
 
-def _groups(size: int, rng: np.random.Generator) -> Array:
-    """The group of each of `size` items, at random and evenly: [size]."""
+def _groups(size: int, rng: np.random.Generator, prompts: Sequence[str] | None, half: int) -> Array:
+    """The group of each of `size` items, at random and evenly: [size]. Items of one of `prompts` [size] share theirs.
+
+    Each item is for itself where prompts are fewer than `FEWEST`, or two groups of them are too much of a half.
+    """
+    if prompts is not None and FEWEST <= len(set(prompts)) < size:
+        which = np.unique(prompts, return_inverse=True)[1]
+        groups = _groups(which.max() + 1, rng, None, half)[which]
+        if np.sort(np.bincount(groups))[-2:].sum() <= half - min(half // 2, LEFT):
+            return groups
     return rng.permutation(size) % min(GROUPS, size)
 
 

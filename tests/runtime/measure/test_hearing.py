@@ -3,6 +3,7 @@ from __future__ import annotations
 import runpy
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,23 @@ def test_real_clips_have_a_distance_and_a_floor_of_their_own(sounds: Take, tmp_p
     own, same = floors["float"]["distance of ears to real"], found["corrections"][0]["measures"]
     assert same["distance of ears to real"] == own
     assert 0 < floors["real against real"]["distance of ears to real"]["value"] < 1
+
+
+def test_no_interval_of_a_set_takes_clips_of_one_prompt_for_clips_of_several(
+    sounds: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(hearing, "over_halves", partial(hearing.over_halves, splits=3))
+    for i, clip in enumerate(np.random.default_rng(1).uniform(-0.9, 0.9, (20, 64))):
+        write_wav(tmp_path / f"{i:03d}.wav", clip, 16000)
+    take = Take(sounds.states[:, :20], np.repeat(sounds.waveforms[:10], 2, axis=0), NONE)
+    moved = replace(take, waveforms=take.waveforms - 0.3)  # so that some turn their sign
+    apart, twice = (
+        hearing.set_measures("ears", replace(SCENE, prompts=prompts, reference=str(tmp_path)), take, {"moved": moved})
+        for prompts in (tuple("abcdefghijklmnopqrst"), tuple("aabbccddeeffgghhiijj"))
+    )
+    for one, other in zip(apart["floors"] + apart["corrections"], twice["floors"] + twice["corrections"], strict=True):
+        same = {name for name, found in one["measures"].items() if found == other["measures"][name]}
+        assert bool(same) == (one["name"] == "real against real"), (one["name"], same)
 
 
 def test_features_that_the_example_keeps_of_real_clips_say_what_the_clips_do(bundle: Bundle, tmp_path: Path):

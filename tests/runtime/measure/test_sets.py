@@ -127,3 +127,63 @@ def test_sets_without_two_items_to_a_half_are_refused(reference: int, judged: in
 def test_paired_sets_of_other_sizes_are_refused():
     with pytest.raises(ValueError, match="paired sets differ in size: 4 and 5"):
         sets.over_halves(frechet_of_sets, draw(0, 4, 2), draw(1, 5, 2), rng=np.random.default_rng(), paired=True)
+
+
+def test_where_every_prompt_has_one_clip_intervals_are_what_they_are_without_prompts():
+    x, y = draw(0, 40, 3), draw(1, 40, 3)
+    names = [str(i) for i in np.random.default_rng(2).permutation(40)]
+    for paired in (True, False):
+        found, expected = (
+            sets.over_halves(frechet_of_sets, x, y, rng=np.random.default_rng(3), paired=paired, prompts=prompts)
+            for prompts in (names, None)
+        )
+        assert found == expected
+
+
+def test_clips_of_one_prompt_are_left_out_together():
+    names, left = np.repeat([f"prompt {i}" for i in range(16)], 4), list[int]()
+
+    def measure(rows: np.ndarray) -> float:
+        left.extend(np.unique(names[rows], return_counts=True)[1])
+        return float(len(rows))
+
+    sets.of_set(measure, np.arange(64), rng=np.random.default_rng(0), prompts=names.tolist())
+    assert set(left) == {4} and len(left) < (1 + sets.GROUPS + sets.TWICE) * 16
+
+
+def test_clips_that_are_their_prompts_count_as_often_as_there_are_prompts():
+    """A mean over 48 prompts with four equal clips each has the deviation sqrt(1 / 48), not sqrt(1 / 192)."""
+    names = np.repeat(np.arange(48), 4).astype(str)
+    widths = [
+        found.high - found.low
+        for i in range(12)
+        for found in [
+            sets.over_halves(
+                lambda a, b: float(b.mean() - a.mean()),
+                draw(2 * i, 400),
+                np.repeat(draw(2 * i + 1, 48), 4),
+                rng=np.random.default_rng(i),
+                paired=False,
+                prompts=names.tolist(),
+            )
+        ]
+    ]
+    assert np.mean(widths) == pytest.approx(2 * sets.student(11) * np.sqrt(1 / 400 + 1 / 48), rel=0.15)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_prompts_of_any_number_and_share_leave_enough_of_every_half(paired: bool):
+    """Four items are what neighbours take, of halves of eight and more; two are what a covariance takes."""
+    rng = np.random.default_rng(0)
+    for items in range(8, 40):
+        share = rng.dirichlet(np.full(20, rng.choice([0.2, 1.0, 100.0])))
+        names = rng.choice(np.arange(20).astype(str), items, p=share).tolist()
+        left: list[int] = []
+
+        def measure(a: np.ndarray, b: np.ndarray, left: list[int] = left) -> float:
+            left.append(min(len(a), len(b)))
+            return 0.0
+
+        x = np.arange(items)
+        sets.over_halves(measure, x, x, rng=rng, paired=paired, prompts=names)
+        assert min(left) >= (4 if items >= 16 else 2), (items, names)
