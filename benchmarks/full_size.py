@@ -13,8 +13,9 @@ own too (VmHWM, or that of the builder's process; mapped files included). Second
     kernels-P   lint, and the graph that onnxruntime writes of it: share of the multiply-accumulates in integer kernels
     rtx-P       export for tensorrt-rtx, what stays float in 16 bits, and a plan for SM86, SM89 and SM120
 
-Results lie in build/families under what they depend on (shape, step, libraries): killed, it goes on. A cell that is
-killed for lack of memory is left out, and said so. Graphs are removed once all cells of a shape are there.
+Results lie in build/families under what they depend on (shape, step, libraries): killed, it goes on, and makes the
+graphs anew that a missing cell needs. A cell that is killed for lack of memory is left out, and said so. Graphs are
+removed once all cells of a shape are there.
 """
 
 from __future__ import annotations
@@ -90,10 +91,31 @@ def measured(names: Sequence[str], cells: Sequence[str]) -> Iterator[dict[str, A
     with Progress().bar(len(names) * len(cells), "full size") as bar:
         for name in names:
             for cell in cells:
-                yield {"shape": name, "cell": cell, **(kept(name, cell) or run(name, cell))}
+                yield {"shape": name, "cell": cell, **(kept(name, cell) or made(name, cell))}
                 bar.step()
             if all(kept(name, cell) for cell in CELLS):
                 shutil.rmtree(folder_of(name), ignore_errors=True)
+
+
+def made(name: str, cell: str) -> Found:
+    """A cell measured, behind those whose files it needs and whose graphs are gone."""
+    for before, left in needs(cell).items():
+        if not (folder_of(name) / left).exists():
+            run(name, before)
+    return run(name, cell)
+
+
+def needs(cell: str) -> dict[str, str]:
+    """The cells before one that it reads from, and a file of each that says it is there."""
+    step, _, preset = cell.partition("-")
+    if step == "trace":
+        return {}
+    float_graph = {"trace": RECORDS}
+    if not preset:
+        return float_graph
+    ranged = {**float_graph, "ranges": f"{BASE}/{Bundle(Path()).ranges.name}"}
+    heard = {**ranged, "float": HEARD, f"export-{preset}": f"{preset}/{Bundle(Path()).qdq(CPU).name}"}
+    return heard if step in ("call", "kernels") else ranged
 
 
 def kept(name: str, cell: str) -> Found | None:

@@ -25,6 +25,8 @@ def test_a_cell_is_measured_once_and_again_when_its_shape_has_changed(shape, mon
     def run(name, cell):
         ran.append(cell)
         full_size.save_json(full_size.part(name, cell), {"found": FOUND}, full_size.stamp(name, cell))
+        full_size.folder_of(name).mkdir(exist_ok=True)
+        (full_size.folder_of(name) / full_size.RECORDS).touch()
         return FOUND
 
     monkeypatch.setattr(full_size, "run", run)
@@ -46,6 +48,24 @@ def test_graphs_go_when_all_cells_of_their_shape_are_there(shape, monkeypatch):
         list(full_size.measured(["tiny"], ["trace", "float"]))
         assert folder.exists() == left
     assert folder.name == "tiny-1x2x3"
+
+
+def test_a_missing_cell_makes_anew_what_it_reads_of_those_that_are_kept(shape, monkeypatch):
+    ran = []
+
+    def run(name, cell):
+        ran.append(cell)
+        left = full_size.folder_of(name) / full_size.needs("kernels-4w8a").get(cell, "nothing")
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.touch()
+        return FOUND
+
+    monkeypatch.setattr(full_size, "run", run)
+    full_size.made("tiny", "call-4w8a")
+    assert ran == ["trace", "ranges", "float", "export-4w8a", "call-4w8a"]
+    full_size.made("tiny", "rtx-4w8a")
+    full_size.made("tiny", "kernels-8w8a")
+    assert ran[5:] == ["rtx-4w8a", "export-8w8a", "kernels-8w8a"]
 
 
 def test_what_was_not_measured_stays_empty_and_reaches_nothing():
