@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quaver.exporter.model.hub import INDEX, parts_of, why_silent
 from quaver.runtime.artifact import atomic
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError, first_line
@@ -38,7 +39,7 @@ def save_tokenizers(model: Model, bundle: Bundle) -> list[Path]:
 def save_tokenizer(model: Model, path: Path, name: str = "tokenizer") -> list[Path]:
     """Write the tokenizer in the folder `name` of a model to `path`; nothing where it has none and none was published.
 
-    Raises: RecipeError when it is damaged, or has to come from the hub and does not.
+    Raises: RecipeError when it is damaged, or missing where the folder's index names it or the hub should give it.
     """
     found = model.folder / name / FILE
     if not found.is_file() and (found.parent / SAID[0]).is_file():
@@ -46,6 +47,8 @@ def save_tokenizer(model: Model, path: Path, name: str = "tokenizer") -> list[Pa
     elif found.is_file() or model.tokenizer:
         found = found if found.is_file() else download(model.tokenizer, model.folder)
         made = None
+    elif named(model.folder, name):
+        raise RecipeError(f"{model.folder} has no {name}/, which its {INDEX} names: copy the whole folder")
     else:
         return []
     with atomic(path) as temporary:
@@ -56,15 +59,21 @@ def save_tokenizer(model: Model, path: Path, name: str = "tokenizer") -> list[Pa
     return [path]
 
 
+def named(folder: Path, name: str) -> bool:
+    """Whether the index of a saved pipeline names a part of it; a folder without index names none."""
+    index = folder / INDEX
+    return index.is_file() and bool(parts_of(json.loads(index.read_text(encoding="utf-8")), [name]))
+
+
 def download(hub_id: str, folder: Path) -> Path:
     """The tokenizer of a hub id, from the hub or its cache. Raises: RecipeError when neither has it."""
-    hub = need("huggingface_hub", extra="export")
+    hub, silent = need("huggingface_hub", extra="export"), why_silent()
     try:
-        return Path(hub.hf_hub_download(hub_id, FILE))
+        return Path(hub.hf_hub_download(hub_id, FILE, local_files_only=bool(silent)))
     except Exception as error:  # offline, unknown, gated: the hub has a class for each
         raise RecipeError(
-            f"{folder} has no tokenizer/{FILE}, and the hub did not give {hub_id} ({first_line(error)}): put its "
-            f"{FILE} there"
+            f"{folder} has no tokenizer/{FILE}, and the hub did not give {hub_id} ({silent or first_line(error)}): put "
+            f"its {FILE} there, or fetch it with: hf download {hub_id} {FILE}"
         ) from error
 
 

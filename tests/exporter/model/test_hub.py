@@ -2,16 +2,20 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 
+from quaver.exporter.model import hub as model_hub
 from quaver.exporter.model.hub import SETTINGS, fetch, is_hub_id, wanted_files
 from quaver.exporter.model.source import model_folder
 from quaver.runtime.errors import RecipeError
 
-hub = pytest.importorskip("huggingface_hub")
+hub, constants = pytest.importorskip("huggingface_hub"), pytest.importorskip("huggingface_hub.constants")
 COMMIT = "c" * 40
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -21,6 +25,18 @@ INDEX = {
     "safety_checker": [None, None],
     "text_encoder_2": [None, None],
 }
+
+
+ASK = """
+from pathlib import Path
+from quaver.exporter.model.hub import fetch
+from quaver.exporter.model.tokenizer import download
+for ask in (lambda: fetch("owner/model"), lambda: fetch("owner/none"), lambda: download("a/b", Path("m"))):
+    try:
+        ask()
+    except Exception as error:
+        print(error)
+"""
 
 
 def write(root, files):
@@ -33,8 +49,8 @@ def write(root, files):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A snapshot in a cache, offline: function of its files, to the snapshot."""
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
     def fill(files, revision="main"):
         root = write(tmp_path / "hub" / "models--owner--model", {f"refs/{revision}": COMMIT})
@@ -85,7 +101,8 @@ def test_of_other_layouts_the_files_of_their_authors(tmp_path):
 def test_what_is_fetched_is_of_one_commit(tmp_path, monkeypatch):
     asked, snapshot = [], tmp_path / COMMIT
 
-    def download(source, revision, allow_patterns):
+    def download(source, revision, allow_patterns, local_files_only):
+        assert not local_files_only
         asked.append((revision, tuple(allow_patterns)))
         return str(
             write(snapshot, {name: "{}" for name in allow_patterns if "*" not in name} | {"unet/config.json": "{}"})
@@ -94,6 +111,7 @@ def test_what_is_fetched_is_of_one_commit(tmp_path, monkeypatch):
     listed = {COMMIT: ["unet/config.json", "unet/diffusion_pytorch_model.bin"]}
     monkeypatch.setattr(hub, "snapshot_download", download)
     monkeypatch.setattr(hub, "list_repo_files", lambda source, revision: listed[revision])
+    monkeypatch.setattr(model_hub, "why_silent", lambda: "")
     assert fetch("owner/model", "v1") == snapshot
     assert asked == [("v1", SETTINGS), (COMMIT, ("unet/config.json", "unet/diffusion_pytorch_model.bin"))]
     fetch("owner/model")
@@ -102,12 +120,62 @@ def test_what_is_fetched_is_of_one_commit(tmp_path, monkeypatch):
 
 def test_offline_a_part_is_refused_and_named(cache):
     snapshot = cache({"unet/config.json": "{}"})
-    with pytest.raises(
-        RecipeError, match=r"lacks unet/diffusion_pytorch_model\.safetensors: run it online, and the down"
-    ):
+    words = r"lacks unet/diffusion_pytorch_model\.safetensors: the hub cannot be asked \(.*HF_HUB_OFFLINE.*\), run this"
+    with pytest.raises(RecipeError, match=words) as refused:
         fetch("owner/model")
+    assert str(refused.value).endswith(
+        f"or there hf download owner/model --revision {COMMIT} --include 'unet/diffusion_pytorch_model.safetensors'"
+    )
     write(snapshot, {"unet/diffusion_pytorch_model.safetensors": ""})
     assert fetch("owner/model") == fetch("owner/model", COMMIT) == snapshot
+
+
+def test_offline_a_tokenizer_that_the_index_names_is_missed(cache):
+    index = {"unet": INDEX["unet"], "scheduler": ["diffusers", "x"], "tokenizer": ["transformers", "y"]}
+    unet = {"unet/config.json": "{}", "unet/diffusion_pytorch_model.bin": ""}
+    snapshot = cache({"model_index.json": json.dumps(index), "scheduler/scheduler_config.json": "{}", **unet})
+    with pytest.raises(RecipeError, match=r"lacks tokenizer/tokenizer_config\.json: .* --include 'tokenizer/\*'$"):
+        fetch("owner/model")
+    write(snapshot, {"tokenizer/tokenizer_config.json": "{}"})
+    assert fetch("owner/model") == snapshot
+
+
+def test_what_the_hub_has_not_either_is_not_asked_for_again(cache, monkeypatch):
+    cache({"unet/config.json": "{}"})
+    monkeypatch.setattr(model_hub, "why_silent", lambda: "")
+    monkeypatch.setattr(hub, "list_repo_files", lambda source, revision: ["unet/config.json"])
+    with pytest.raises(RecipeError, match=r"safetensors: nor has the hub at that commit, name another model\.revision"):
+        fetch("owner/model")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(cache, tmp_path):
+    cache({"unet/config.json": "{}"})
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up():
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    asked.append(connection.recv(999).split(b"\r\n")[0].decode())
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        at = f"http://127.0.0.1:{server.getsockname()[1]}"
+        environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": at, "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True)
+    part, none, tokenizer = done.stdout.splitlines()
+    assert asked.count("HEAD / HTTP/1.1") == 3, "one for each"
+    assert not [line for line in asked if "owner" in line or "a/b" in line], "and nothing of a repository"
+    assert "lacks unet/diffusion_pytorch_model.safetensors: the hub cannot be asked (Server disconnected" in part
+    assert "the hub did not give it (it cannot be asked, Server disconnected" in none and "run this again where" in none
+    assert tokenizer.endswith("put its tokenizer.json there, or fetch it with: hf download a/b tokenizer.json")
+
+
+def test_a_hub_that_answers_with_its_own_failure_cannot_be_asked(monkeypatch):
+    for status, words in ((200, ""), (404, ""), (503, "it answers 503")):
+        answer = lambda *asked, status=status, **more: SimpleNamespace(status_code=status)  # noqa: E731
+        monkeypatch.setattr("huggingface_hub.utils.http_backoff", answer)
+        assert model_hub.why_silent() == words
 
 
 def test_a_revision_is_a_branch_or_tag_of_the_cache_too(cache):
@@ -130,6 +198,7 @@ def test_a_hub_that_does_not_answer_says_what_else_can_be_named(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
+    monkeypatch.setattr(model_hub, "why_silent", lambda: "")
     with pytest.raises(
         RecipeError, match=r"the hub did not give it \(no network\): name a diffusers folder, or 'demo'"
     ):

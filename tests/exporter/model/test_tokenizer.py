@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from quaver.exporter.model import tokenizer
 from quaver.exporter.model.tokenizer import save_tokenizer
 from quaver.runtime.errors import RecipeError
 from quaver.runtime.text import load_tokenizer, tokenize
@@ -40,11 +41,19 @@ def test_a_published_tokenizer_comes_from_the_hub(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     write(tmp_path, "<pad>", "a")
     there = {("owner/text", "tokenizer.json"): str(tmp_path / "tokenizer" / "tokenizer.json")}
-    monkeypatch.setattr(hub, "hf_hub_download", lambda *asked: there[asked])
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *asked, local_files_only: there[asked])
+    monkeypatch.setattr(tokenizer, "why_silent", lambda: "")
     (path,) = save_tokenizer(model(tmp_path / "m", 4, "owner/text"), tmp_path / "bundle.json")
     assert tokenize(load_tokenizer(path), ["a"])[0].tolist() == [[1, 0, 0, 0]]
     with pytest.raises(RecipeError, match=r"has no tokenizer/tokenizer\.json, and the hub did not give owner/gone "):
         save_tokenizer(model(tmp_path / "m", 4, "owner/gone"), path)
+
+
+def test_a_tokenizer_that_the_index_names_and_the_folder_lacks_is_refused(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"tokenizer": ["transformers", "x"], "tokenizer_2": [null, null]}')
+    with pytest.raises(RecipeError, match=r"has no tokenizer/, which its model_index\.json names: copy the whole fold"):
+        save_tokenizer(model(tmp_path), tmp_path / "bundle.json")
+    assert save_tokenizer(model(tmp_path), tmp_path / "bundle.json", "tokenizer_2") == []
 
 
 def test_what_cannot_pad_or_is_no_tokenizer_is_refused(tmp_path):
