@@ -153,10 +153,11 @@ def stats_sources(bundle: Bundle, recipe: Recipe) -> list[Path]:
 
 def judges(recipe: Recipe) -> list[Path]:
     """What engines are judged by, of what lies outside a bundle: real clips, the weights of feature networks."""
-    from quaver.runtime.measure.features import named_file
+    from quaver.runtime.measure.features import weights
 
-    named = [recipe.validate.reference, *map(named_file, recipe.validate.networks)]
-    return present(*(Path(name).expanduser() for name in named if name))
+    reference = recipe.validate.reference
+    clips = present(Path(reference).expanduser()) if reference else []
+    return clips + [path for spec in recipe.validate.networks for path in weights(spec)]
 
 
 def plan_sources(bundle: Bundle, recipe: Recipe) -> list[Path]:

@@ -56,6 +56,17 @@ def clap(where: str, *, rate: int, probe: Path) -> Network:
     return Network(f"CLAP ({Path(where).name})", "Frechet distance (CLAP)", hear, read, resampling(rate, hears))
 
 
+def kept(where: str) -> list[Path]:
+    """The folder at `where`, or a repository's files in the hub's cache. Raises: NetworkMissing without the hub."""
+    if where and (folder := Path(where).expanduser()).is_dir():
+        return [folder]
+    try:
+        snapshot = bring("huggingface_hub", "'quaver[export]'").snapshot_download
+        return sorted(Path(snapshot(where or DEFAULT, local_files_only=True)).iterdir())
+    except (OSError, ValueError):
+        return []
+
+
 def _plain(features: Any) -> Array:
     """Projected features [N, D], which some versions of transformers wrap."""
     return getattr(features, "pooler_output", features).numpy()

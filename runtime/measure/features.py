@@ -36,6 +36,12 @@ NETWORKS = {
     "panns": "quaver.runtime.measure.panns:panns",
     "clap": "quaver.runtime.measure.clap:clap",
 }
+KEPT = {  # name -> where its weights lie, as its opener looks for them: kept(where) -> paths
+    "onnx": "quaver.runtime.measure.probe:kept",
+    "vggish": "quaver.runtime.measure.vggish:kept",
+    "panns": "quaver.runtime.measure.panns:kept",
+    "clap": "quaver.runtime.measure.clap:kept",
+}
 
 
 class NetworkMissing(QuaverError):
@@ -79,12 +85,19 @@ def open_network(spec: str, *, rate: int, probe: Path) -> Network:
     )
 
 
-def named_file(spec: str) -> str:
-    """The file or folder that the spec of a network names, "" for none; a hub id looks the same."""
+def weights(spec: str) -> list[Path]:
+    """The files and folders that the network of a spec is read from: what it names, or what its package keeps.
+
+    None of the bundle's own probe, of a user's opener, or where the package that would know is not installed.
+    """
     name, _, where = spec.partition(":")
-    if name not in NETWORKS:
-        return ""
-    return where.rpartition("@")[0] or where if name == "onnx" else where
+    if name not in KEPT:
+        return []
+    try:
+        found: list[Path] = plug(name, KEPT, what="feature network")(where)
+    except NetworkMissing:
+        return []
+    return [path for path in found if path.exists()]
 
 
 def bring(module: str, install: str) -> ModuleType:

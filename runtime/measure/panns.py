@@ -61,6 +61,12 @@ def panns(where: str, *, rate: int, probe: Path) -> Network:
     return Network(f"PANNs Cnn14, {hears // 1000} kHz", "FD (PANNs)", hear, note=resampling(rate, hears))
 
 
+def kept(where: str) -> list[Path]:
+    """The weights at `where`, or those of both forms where the package keeps them: which is read, the rate decides."""
+    names = [where] if where else [f"{FOLDER}/{file}" for file, _ in FORMS.values()]
+    return [Path(name).expanduser() for name in names]
+
+
 def prepared(clips: Array) -> Array:
     """Clips `[N, samples]` without their means, 32,000 samples at least."""
     centred = clips - clips.mean(axis=1, keepdims=True)

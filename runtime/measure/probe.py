@@ -71,10 +71,10 @@ def graph(where: str, *, rate: int, probe: Path) -> Network:
 
     Raises: NetworkMissing when there is no such file; RecipeError for a rate that is no number.
     """
-    path, _, said = where.rpartition("@") if "@" in where else (where, "", str(rate))
+    said = where.rpartition("@")[2] if "@" in where else str(rate)
     if not said.isdecimal() or ("@" in where and not int(said)):
         raise RecipeError(f"feature network 'onnx:{where}': the rate is {said!r}, expected a number of Hz")
-    file, hears = Path(path).expanduser(), int(said)
+    (file,), hears = kept(where), int(said)
     if not file.is_file():
         raise NetworkMissing(f"no feature network at {file}: name an ONNX file as 'onnx:FILE' or 'onnx:FILE@RATE'")
 
@@ -83,6 +83,11 @@ def graph(where: str, *, rate: int, probe: Path) -> Network:
         return _heard(file, {**heard, **sounds})
 
     return Network(file.stem, f"Frechet distance ({file.stem})", hear, note=resampling(rate, hears))
+
+
+def kept(where: str) -> list[Path]:
+    """The file that "FILE" or "FILE@RATE" names."""
+    return [Path(where.rpartition("@")[0] or where).expanduser()]
 
 
 def _heard(path: Path, heard: Mapping[str, Array]) -> Heard:

@@ -24,7 +24,7 @@ SHORTEST = 15_600  # samples of one frame: 96 windows of 400, 160 apart
 
 def vggish(where: str, *, rate: int, probe: Path) -> Network:
     """VGGish with the weights at `where`, or in torch hub's cache. Raises: NetworkMissing when it is not there."""
-    path = Path(where or f"{_cache()}/{FILE}").expanduser()
+    (path,) = kept(where)
     if not path.is_file():
         raise NetworkMissing(
             f"no weights of VGGish at {path}: download {FILE} from github.com/harritaylor/torchvggish/releases, "
@@ -52,6 +52,6 @@ def vggish(where: str, *, rate: int, probe: Path) -> Network:
     return Network("VGGish", "FAD (VGGish)", hear, note=resampling(rate, RATE))
 
 
-def _cache() -> str:
-    """Where torch hub keeps the weights it fetched."""
-    return f"{bring('torch', TORCH).hub.get_dir()}/checkpoints"
+def kept(where: str) -> list[Path]:
+    """The weights at `where`, or where torch hub keeps those it fetched. Raises: NetworkMissing without torch."""
+    return [Path(where or f"{bring('torch', TORCH).hub.get_dir()}/checkpoints/{FILE}").expanduser()]

@@ -19,6 +19,7 @@ from quaver.runtime.generate import generate
 from quaver.runtime.progress import quiet
 from quaver.runtime.sample import varied
 from quaver.runtime.session import open_bundle
+from tests.exporter.hub_cache import as_snapshot
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +94,27 @@ def test_real_clips_and_networks_that_changed_are_reasons_to_validate(copied, tm
             stamps.append(stamp_now(find(STAGES, "validate"), run))
     reasons = [changed(before, now, "report.json") for before, now in pairwise(stamps)]
     assert reasons == ["ear.onnx changed", "clips changed"]
+
+
+def test_other_weights_in_the_caches_of_feature_networks_are_reasons_to_validate(
+    copied, tmp_path, hub_home, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(pytest.importorskip("torch").hub, "get_dir", lambda: str(tmp_path / "torch"))
+    panns, vggish = tmp_path / "panns_data/Cnn14_mAP=0.431.pth", tmp_path / "torch/checkpoints/vggish-10086976.pth"
+    (tmp_path / "clap").mkdir()
+    (tmp_path / "clap" / "model.safetensors").write_bytes(b"")
+    as_snapshot(tmp_path / "clap", "laion/clap-htsat-unfused", hub_home)
+    (clap,) = hub_home.rglob("model.safetensors")
+    stamps = []
+    for path in (None, panns, vggish, clap.resolve()):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"other weights")
+        with opened(copied, ["validate.networks=['vggish', 'panns', 'clap']"], None, quiet()) as run:
+            stamps.append(stamp_now(find(STAGES, "validate"), run))
+    reasons = [changed(before, now, "report.json") for before, now in pairwise(stamps)]
+    assert reasons == [f"{path.name} changed" for path in (panns, vggish, clap)]
 
 
 def test_one_verb_refuses_a_bundle_that_lacks_what_it_reads(copied):

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 from quaver.runtime.errors import RecipeError
-from quaver.runtime.measure import features, panns
+from quaver.runtime.measure import features, panns, vggish
 
 RATE = 16_000
 NOWHERE = Path("nowhere/probe.onnx")
@@ -157,6 +162,45 @@ def test_clap_hears_the_beginning_of_a_clip_that_is_too_long(tiny_clap: Path):
     assert np.array_equal(whole, start)
 
 
-def test_a_spec_says_which_file_it_names():
-    specs = ("probe", "onnx:a@b/ear.onnx@8000", "onnx:ear.onnx", "clap:folder", "vggish", "my.module:opener")
-    assert [features.named_file(spec) for spec in specs] == ["", "a@b/ear.onnx", "ear.onnx", "folder", "", ""]
+def test_weights_are_those_a_spec_names_and_that_are_here(tmp_path: Path):
+    at, graph, folder = tmp_path / "a@b" / "ear.onnx", tmp_path / "onnx" / "ear.onnx", tmp_path / "clap"
+    for path in (at, graph, folder / "config.json"):
+        path.parent.mkdir()
+        path.write_bytes(b"")
+    named = [f"onnx:{at}@8000", f"onnx:{graph}", f"clap:{folder}", f"panns:{graph}", f"vggish:{graph}"]
+    assert [features.weights(spec) for spec in named] == [[at], [graph], [folder], [graph], [graph]]
+    for spec in ("probe", "my.module:opener", "unknown", f"onnx:{folder}.onnx", "panns:nothing", "clap:no id at all"):
+        assert features.weights(spec) == []
+
+
+def test_a_network_whose_package_is_not_here_has_no_weights(monkeypatch: pytest.MonkeyPatch):
+    for module in ("torch", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert features.weights("vggish") == features.weights("clap") == []
+
+
+def test_weights_that_no_spec_names_are_those_in_the_caches_that_openers_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Files that are no weights: each opener that has its package refuses the very file that is found for it."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    files = {
+        "panns": [tmp_path / "panns_data" / file for file, _ in panns.FORMS.values()],
+        "vggish": [tmp_path / "hub" / "checkpoints" / vggish.FILE],
+    }
+    for name, paths in files.items():
+        monkeypatch.setattr(f"quaver.runtime.measure.{name}.bring", packages(torch))
+        assert features.weights(name) == []
+        for path in paths:
+            path.parent.mkdir(exist_ok=True, parents=True)
+            path.write_bytes(b"no weights")
+        assert features.weights(name) == paths
+        with pytest.raises(features.NetworkMissing, match=str(paths[0])):
+            features.open_network(name, rate=RATE, probe=NOWHERE)
+
+
+def packages(torch: ModuleType) -> Callable[..., Any]:
+    """Packages that have whatever is asked of them, beside torch itself."""
+    return lambda module, install: torch if module == "torch" else MagicMock()
