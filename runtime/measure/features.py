@@ -78,11 +78,16 @@ def open_network(spec: str, *, rate: int, probe: Path) -> Network:
     A dotted path names a user's own opener, called as those are: opener(where, *, rate, probe) -> Network. `probe` is
     the bundle's. Raises: RecipeError for an unknown name; NetworkMissing when the network is not here.
     """
-    name, _, where = spec.partition(":")
-    known = name in NETWORKS or "." not in name
-    return plug(name if known else spec, NETWORKS, what="feature network")(
-        where if known else "", rate=rate, probe=probe
+    where = "" if _own(spec) else spec.partition(":")[2]
+    return opener(spec)(where, rate=rate, probe=probe)
+
+
+def opener(spec: str) -> Callable[..., Network]:
+    """The function that opens the network of a spec. Raises: RecipeError for an unknown name."""
+    found: Callable[..., Network] = plug(
+        spec if _own(spec) else spec.partition(":")[0], NETWORKS, what="feature network"
     )
+    return found
 
 
 def weights(spec: str) -> list[Path]:
@@ -98,6 +103,12 @@ def weights(spec: str) -> list[Path]:
     except NetworkMissing:
         return []
     return [path for path in found if path.exists()]
+
+
+def _own(spec: str) -> bool:
+    """Whether a spec is the dotted path of a user's opener."""
+    name = spec.partition(":")[0]
+    return name not in NETWORKS and "." in name
 
 
 def bring(module: str, install: str) -> ModuleType:

@@ -57,8 +57,8 @@ def set_measures(spec: str, scene: Scene, reference: Take, takes: Mapping[str, T
     except KeyError as error:
         kinds = ", ".join(reference.heard)
         return {"network": spec, "missing": f"{spec} takes {error}, and here is {kinds}: 'onnx:FILE' may take that."}
-    real, notes = real_features(scene, network, reference.waveforms.shape)
     name, count, dimensions = network.distance, len(own.features), own.features.shape[-1]
+    real, notes = real_features(scene, network, reference.waveforms.shape, dimensions)
     by = scene.prompts
     floors: dict[str, Rows] = {FLOAT_FLOOR: floor(name, own.features, count // 2, by), REAL_FLOOR: {}, "float": {}}
     rows = []
@@ -83,7 +83,9 @@ def set_measures(spec: str, scene: Scene, reference: Take, takes: Mapping[str, T
     }
 
 
-def real_features(scene: Scene, network: Network, shape: tuple[int, ...]) -> tuple[Array | None, tuple[str, ...]]:
+def real_features(
+    scene: Scene, network: Network, shape: tuple[int, ...], dimensions: int
+) -> tuple[Array | None, tuple[str, ...]]:
     """Features of the reference set for takes of `shape` [N, samples], and what must be known of it; None of none."""
     if not scene.reference:
         return None, ()
@@ -98,6 +100,9 @@ def real_features(scene: Scene, network: Network, shape: tuple[int, ...]) -> tup
         return None, (f"not compared with real clips: {error}",)
     if len(features) < 4:  # halves of two
         return None, (f"not compared with real clips: {path} holds {len(features)}, expected 4 or more", *notes)
+    if features.shape[-1] != dimensions:  # another network by the same name
+        said = f"{path} holds {features.shape[-1]} features of a clip, expected {dimensions}"
+        return None, (f"not compared with real clips: {said}: name a folder of WAV files", *notes)
     return features, notes
 
 

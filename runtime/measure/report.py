@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from quaver.runtime.artifact import Stamp, atomic, digest_file, save_json
 from quaver.runtime.bundle import Bundle
+from quaver.runtime.correct import CORRECTIONS
 from quaver.runtime.errors import QuaverError, RecipeError
 from quaver.runtime.measure.compare import (
     compare_calls,
@@ -27,8 +28,9 @@ from quaver.runtime.measure.compare import (
 )
 from quaver.runtime.measure.cost import environment, file_bytes
 from quaver.runtime.measure.evidence import prompt_facts, range_facts, site_facts
+from quaver.runtime.measure.features import opener
 from quaver.runtime.measure.generation import generation_cost
-from quaver.runtime.measure.hearing import Scene, set_measures
+from quaver.runtime.measure.hearing import REAL_FLOOR, Scene, set_measures
 from quaver.runtime.measure.media import Voice, levels, move_media, shown_clips, write_voice
 from quaver.runtime.measure.page import render
 from quaver.runtime.measure.plan import plan_facts
@@ -36,6 +38,7 @@ from quaver.runtime.measure.quality import FEWEST
 from quaver.runtime.measure.takes import Drawing, draw_spread, draw_takes
 from quaver.runtime.measure.trajectories import Pairs, Take, held_out
 from quaver.runtime.measure.verdict import best_row, joint_verdict, verdict
+from quaver.runtime.plug import plug
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import SamplingSettings, visited
 from quaver.runtime.session import FLOAT, open_bundle, rerun
@@ -121,6 +124,8 @@ def write_report(subjects: Sequence[Subject], place: Bundle, *, stamp: Stamp, co
 
     Takes stay in `place`, those of this report alone. Raises: as `validate`.
     """
+    for subject in subjects:
+        check_names(subject.settings)
     first = subjects[0].settings
     pairs = held_out(subjects[0].bundle, count=first.trajectories, seed=first.seed)
     findings = Findings()
@@ -145,8 +150,18 @@ def write_report(subjects: Sequence[Subject], place: Bundle, *, stamp: Stamp, co
     path = save_json(place.report_json, report, stamp)
     for old in set(place.shards("validate").glob("*.safetensors")) - findings.kept:
         old.unlink()
+    for text in dict.fromkeys([*report["notes"], *unmeasured(findings.engines)]):
+        progress.say(text)
     progress.say(f"{report['verdict']['word']}: {report['verdict']['sentence']}")
     return path
+
+
+def check_names(settings: ValidateSettings) -> None:
+    """Know every correction and feature network before anything is drawn. Raises: RecipeError for an unknown name."""
+    for name in settings.corrections:
+        plug(name, CORRECTIONS, what="correction")
+    for spec in settings.networks:
+        opener(spec)
 
 
 def measure(
@@ -252,6 +267,8 @@ def notes(pairs: Pairs, findings: Findings) -> list[str]:
         said = f"{len(pairs.prompts)} trajectories from {prompts} held-out prompts: each is drawn several times"
         alone = ", and intervals hold for other seeds of these prompts, not for other prompts"
         found.append(f"{said}{alone if prompts < FEWEST else ''}.")
+    if len(pairs.prompts) < FEWEST:
+        found.append(f"{len(pairs.prompts)} trajectories are too few for 95% intervals: compare {FEWEST} or more.")
     if len(findings.references) > 1:
         found.append("The engines come from different float models: each error is against an engine's own.")
     rates = sorted({row["rate"] for row in findings.references.values() if row["rate"]})
@@ -269,6 +286,16 @@ def notes(pairs: Pairs, findings: Findings) -> list[str]:
             said = ", ".join(f"{number} by {name}" for name, number in counts)
             found.append(f"Of {len(pairs.prompts)} clips each, some are {why}: {said}.")
     return found
+
+
+def unmeasured(engines: Sequence[Report]) -> Iterator[str]:
+    """Which set measures were asked for and are not there, each with what brings it."""
+    for engine in engines:
+        for found in engine["sets"]:
+            if "missing" in found:
+                yield f"{found['network']}: {found['missing']}"
+            elif engine["settings"]["reference"] and all(row["name"] != REAL_FLOOR for row in found["floors"]):
+                yield f"{found['network']}: {found['note']}"
 
 
 def write_page(place: Bundle, report: Mapping[str, Any]) -> None:

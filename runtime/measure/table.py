@@ -33,14 +33,14 @@ def method_rows(report: Mapping[str, Any]) -> list[Row]:
 
 
 def float_row(report: Mapping[str, Any], reference: Mapping[str, Any]) -> Row:
-    """The float model; its set measures are their floors."""
+    """The float model; its set measures are what it has itself, else their floors."""
     own = [engine for engine in report["engines"] if engine["reference"] == reference["name"]]
     floors = [row for found in own[0]["sets"] if "missing" not in found for row in found["floors"]]
     return {
         "Method": "full precision" if len(report["references"]) == 1 else reference["name"],
         "Bits (W/A)": "32/32",
         "Size (MB)": reference["bytes"] / 1e6,
-        **{name: interval for row in reversed(floors) for name, interval in of_all(row["measures"])},
+        **{name: interval for row in floors for name, interval in of_all(row["measures"])},
         "Latency (ms)": 1000 * reference["call"]["median_s"],
     }
 

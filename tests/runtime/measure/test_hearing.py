@@ -15,6 +15,7 @@ from quaver.runtime.measure import hearing
 from quaver.runtime.measure.divergence import softmax
 from quaver.runtime.measure.features import Heard, Network, open_network
 from quaver.runtime.measure.hearing import Scene
+from quaver.runtime.measure.reference import save_features
 from quaver.runtime.measure.trajectories import Take
 
 SCENE = Scene(("a note",) * 400, 16000, Path("nowhere/probe.onnx"))
@@ -97,10 +98,17 @@ def test_features_that_the_example_keeps_of_real_clips_say_what_the_clips_do(bun
     example["main"](str(bundle.root), str(tmp_path / "clips"), "probe", str(tmp_path / "kept.safetensors"))
     network, scene = open_network("probe", rate=16000, probe=bundle.probe), replace(SCENE, probe=bundle.probe)
     kept, taken = (
-        hearing.real_features(replace(scene, reference=str(tmp_path / name)), network, (6, 256))[0]
+        hearing.real_features(replace(scene, reference=str(tmp_path / name)), network, (6, 256), 5)[0]
         for name in ("kept.safetensors", "clips")
     )
     assert kept.shape == (6, 5) and np.array_equal(kept, taken)
+
+
+def test_features_of_another_network_by_the_same_name_are_told_and_left_out(sounds: Take, tmp_path: Path):
+    kept = save_features(tmp_path / "kept.safetensors", np.ones((9, 5)), network="ears")
+    found = hearing.set_measures("ears", replace(SCENE, reference=str(kept)), sounds, {"none": sounds})
+    assert "kept.safetensors holds 5 features of a clip, expected 3: name a folder of WAV files" in found["note"]
+    assert "distance of ears" in found["corrections"][0]["measures"]
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,19 @@ def test_a_table_has_a_row_per_engine_and_correction_with_bounds_in_columns(writ
     assert f"| {100 * none['latent_error']['value']:.1f}% (" in lines[3]
 
 
+def test_the_float_row_has_its_own_distance_to_real_clips_and_floors_where_it_has_none(written: dict[str, Any]):
+    def of(value: float) -> dict[str, float]:
+        return dict.fromkeys(("value", "low", "high"), value)
+
+    written["engines"][0]["sets"][0]["floors"] = [
+        {"name": "float against float", "measures": {"distance": of(1.0)}},
+        {"name": "real against real", "measures": {"distance to real": of(2.0)}},
+        {"name": "float", "measures": {"distance to real": of(3.0)}},
+    ]
+    row = table.method_rows(written)[0]
+    assert (row["distance"], row["distance to real"]) == (of(1.0), of(3.0))
+
+
 @pytest.mark.parametrize(
     ("sources", "message"),
     [

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.measure import report, takes, trajectories, verdict
 from quaver.runtime.measure.plan import plan_facts
 from quaver.runtime.measure.report import ValidateSettings, validate
-from quaver.runtime.progress import quiet
+from quaver.runtime.progress import Progress, quiet
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import open_bundle
 
@@ -53,7 +54,7 @@ def test_a_report_compares_the_engine_with_float_on_held_out_prompts(bundle: Bun
     assert engine["digests"][bundle.prompts.name] == digest_file(bundle.prompts)
     assert "6 trajectories from 2 held-out prompts" in figures["notes"][0]
     assert "hold for other seeds of these prompts, not for other prompts" in figures["notes"][0]
-    assert "pairs of calls are too few for a 95% interval" in figures["notes"][1]
+    assert "pairs of calls are too few for a 95% interval" in figures["notes"][2]
 
 
 def test_errors_are_those_of_the_same_seeds_drawn_again(bundle: Bundle, engine: dict[str, Any]):
@@ -95,15 +96,38 @@ def test_the_verdict_follows_the_budget(engine: dict[str, Any]):
     assert generous["correction"] == min(rows, key=lambda row: row["latent_error"]["value"])["name"]
 
 
-def test_what_is_missing_leaves_the_rest_of_the_report(bundle: Bundle):
+def test_what_is_missing_leaves_the_rest_of_the_report_and_is_said(bundle: Bundle):
     bundle.probe.unlink()
     settings = replace(SETTINGS, corrections=("none",), clips=0, networks=("probe", "onnx:nowhere.onnx"))
-    validate(bundle, settings, SAMPLING, stamp=STAMP, progress=quiet())
+    said = StringIO()
+    validate(bundle, settings, SAMPLING, stamp=STAMP, progress=Progress(said))
+    assert said.getvalue().count("onnx:nowhere.onnx: no feature network at nowhere.onnx: name an ONNX file") == 1
+    assert "6 trajectories are too few for 95% intervals: compare 8 or more." in said.getvalue()
     (engine,) = load_json(bundle.report_json, "validate")["engines"]
     assert "no probe.onnx" in engine["sets"][0]["missing"] and "nowhere.onnx" in engine["sets"][1]["missing"]
     assert "quaver[trt-rtx]" in engine["plan"]["missing"]
     assert "'quaver ranges RECIPE'" in engine["ranges"]["missing"]
     assert "nowhere.onnx" in bundle.report_html.read_text()
+
+
+def test_a_reference_set_that_is_missing_is_said(bundle: Bundle):
+    said, settings = StringIO(), replace(SETTINGS, corrections=("none",), clips=0, reference="nowhere")
+    validate(bundle, settings, SAMPLING, stamp=STAMP, progress=Progress(said))
+    assert "not compared with real clips: no reference set at nowhere" in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ("corrections", "unknown correction 'autoo'; did you mean 'auto'"),
+        ("networks", "unknown feature network 'autoo'"),
+    ],
+)
+def test_a_name_that_nothing_has_is_refused_before_anything_is_drawn(bundle: Bundle, field: str, says: str):
+    settings = replace(SETTINGS, **{field: ("none" if field == "corrections" else "probe", "autoo")})
+    with pytest.raises(RecipeError, match=says):
+        validate(bundle, settings, SAMPLING, stamp=STAMP, progress=quiet())
+    assert not bundle.shards("validate").exists()
 
 
 def test_a_killed_run_goes_on_with_the_takes_it_has(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
