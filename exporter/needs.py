@@ -1,15 +1,15 @@
 """What each stage needs of memory, in the symbols of `memory`:
 
     stage          w                  r                   kept
-    trace          TRACED or SHARED   0                   torch; its few rows are in w: there is no graph yet
+    trace          TRACED             0                   torch; its few rows are in w: there is no graph yet
     capture        RUN                batch x branches    all of it times the workers
     ranges         RUN                batch x branches    values of the histograms; all of it times the workers
     reconstruct    LEARNED            3 batch             torch; of all rows, twice, what is alive between two layers
     export         EXPORTED           0                   weights go through one at a time
     build          BUILT              0                   the builder; w of the coded graph's bytes, not of W
 
-Above EMBEDDED bytes of weights trace refers to torch's memory instead of copying it: w is SHARED. The numbers bound
-what `benchmarks.full_size` measures, by at most 2 (docs/models.md has both). Those of reconstruct follow from its code.
+The numbers bound what `benchmarks.full_size` measures, by at most 2 (docs/models.md has both). Those of reconstruct
+follow from its code.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from quaver.exporter.checkpoints.signs import UNET
 from quaver.exporter.checkpoints.tensors import read_tensors
 from quaver.exporter.memory import FLOAT, GIGA, Need, alive, weights
 from quaver.exporter.model.source import model_folder
-from quaver.exporter.modelfile import EMBEDDED
 from quaver.runtime.bundle import Bundle
 
 if TYPE_CHECKING:
     from quaver.exporter.recipe import Recipe
 
 LIBRARIES, TORCH, BUILDER = GIGA // 4, GIGA // 2, GIGA // 2
-TRACED, SHARED, RUN, LEARNED, EXPORTED, BUILT = 8.5, 4.0, 1.75, 4.0, 0.75, 5.0
+TRACED, RUN, LEARNED, EXPORTED, BUILT = 4.0, 1.75, 4.0, 0.75, 5.0
 UNETS = (UNET, "unet.")  # what the keys of a checkpoint's U-Net begin with
 Foretell = Callable[[Bundle, "Recipe", Fanout], Need | None]  # None: it cannot be told here
 
@@ -42,7 +41,7 @@ Foretell = Callable[[Bundle, "Recipe", Fanout], Need | None]  # None: it cannot 
 def of_trace(bundle: Bundle, recipe: Recipe, fanout: Fanout) -> Need | None:
     """Of the U-Net, by far the largest network."""
     size = source_weights(recipe.model.source)
-    return Need(LIBRARIES + TORCH + int((TRACED if size <= EMBEDDED else SHARED) * size)) if size else None
+    return Need(LIBRARIES + TORCH + int(TRACED * size)) if size else None
 
 
 def of_capture(bundle: Bundle, recipe: Recipe, fanout: Fanout) -> Need | None:

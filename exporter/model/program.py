@@ -1,10 +1,11 @@
 """What torch has exported, as an ONNX graph that refers to the program's own memory for its large weights.
 
-A ModelProto with its weights is a copy of them, beside torch's. Above EMBEDDED bytes the graph gets references instead,
+A ModelProto with its weights is a copy of them, beside torch's, and onnxruntime is handed another. A reference instead,
 
     location = "memory/<name>"        and {location: tensor}
 
-and weights go from torch's memory to the file (modelfile.save_model) without another copy.
+is none: weights go from torch's memory to onnxruntime and to the file (modelfile.save_model). Half the memory, and the
+same file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quaver.exporter.modelfile import EMBEDDED
 from quaver.runtime.lazy import need
 
 if TYPE_CHECKING:
@@ -23,19 +23,18 @@ if TYPE_CHECKING:
 LARGE = 1 << 20  # bytes of a weight that no clean-up of the graph looks into
 
 
-def share(program: Any, *, above: int = EMBEDDED, large: int = LARGE) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """The graph of an exported program, and what it refers to: nothing when all weights have at most `above` bytes."""
+def share(program: Any, *, large: int = LARGE) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """The graph of an exported program, and the weights of `large` bytes or more, which it refers to."""
     ir = need("onnx_ir", extra="export")
     memory: dict[str, np.ndarray] = {}
-    tensors = {name: value.const_value for name, value in program.model.graph.initializers.items()}
-    if sum(tensor.nbytes for tensor in tensors.values() if tensor is not None) > above:
-        for name, tensor in tensors.items():
-            if tensor is not None and tensor.nbytes >= large:
-                location = f"memory/{name}"
-                memory[location] = np.ascontiguousarray(tensor.numpy())
-                program.model.graph.initializers[name].const_value = ir.ExternalTensor(
-                    location, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
-                )
+    for name, value in program.model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= large:
+            location = f"memory/{name}"
+            memory[location] = np.ascontiguousarray(tensor.numpy())
+            value.const_value = ir.ExternalTensor(
+                location, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+            )
     return program.model_proto, memory
 
 

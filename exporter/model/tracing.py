@@ -53,7 +53,7 @@ ADDED = ("text_embeds", "time_ids")  # conditions that a U-Net of diffusers take
 class Traced:
     """A graph, the arrays on which torch was heard, and how far rounding of the inputs moves its answers, relative.
 
-    memory: the weights of a large graph, which refers to them (`program`).
+    memory: the large weights of the graph, which refers to them (`program`).
     """
 
     model: onnx.ModelProto

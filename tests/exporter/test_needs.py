@@ -93,10 +93,8 @@ def test_a_checkpoint_is_weighed_by_what_becomes_its_unet():
     assert needs.source_weights(str(folder)) == 4 * sum(p.numel() for p in unet.parameters())
 
 
-def test_a_large_model_is_traced_with_references_in_the_place_of_copies(monkeypatch, bundle):
-    sizes = {"small": needs.EMBEDDED, "large": needs.EMBEDDED + 8}
-    monkeypatch.setattr(needs, "source_weights", sizes.get)
-    start = FREE + needs.TORCH
-    for name, copies in (("small", needs.TRACED), ("large", needs.SHARED)):
-        recipe = SimpleNamespace(model=SimpleNamespace(source=name))
-        assert needs.of_trace(bundle, recipe, HERE).bytes == start + int(copies * sizes[name])
+def test_a_model_is_traced_in_four_times_its_weights(monkeypatch, bundle):
+    monkeypatch.setattr(needs, "source_weights", {"here": 10**9, "hub/id": 0}.get)
+    recipe = lambda source: SimpleNamespace(model=SimpleNamespace(source=source))  # noqa: E731
+    assert needs.of_trace(bundle, recipe("here"), HERE).bytes == FREE + needs.TORCH + 4 * 10**9
+    assert needs.of_trace(bundle, recipe("hub/id"), HERE) is None

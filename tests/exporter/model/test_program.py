@@ -21,7 +21,7 @@ def exported():
 @pytest.mark.parametrize("embedded", [1 << 30, 100])
 def test_large_weights_go_from_torchs_memory_to_the_file(exported, tmp_path, embedded):
     module, x, export = exported
-    model, memory = share(export(), above=0, large=1000)
+    model, memory = share(export(), large=1000)
     assert len(memory) == 2 and sum(len(t.raw_data) for t in model.graph.initializer) < 1000
     own = [p.data_ptr() for p in module.parameters()]
     assert any(value.__array_interface__["data"][0] in own for value in memory.values()), "no copy"
@@ -31,13 +31,22 @@ def test_large_weights_go_from_torchs_memory_to_the_file(exported, tmp_path, emb
 
 
 def test_values_follow_their_constants_through_a_renaming(exported):
-    model, memory = share(exported[2](), above=0, large=1000)
+    model, memory = share(exported[2](), large=1000)
     renamed = next(t for t in model.graph.initializer if t.external_data)
     before = values(model, memory)[renamed.name]
     renamed.name = "another"
     assert values(model, memory)["another"] is before
 
 
-def test_a_small_program_keeps_its_weights_in_the_graph(exported):
+def test_small_weights_stay_in_the_graph(exported):
     model, memory = share(exported[2]())
     assert not memory and not any(t.external_data for t in model.graph.initializer)
+
+
+def test_the_file_is_the_same_whether_weights_were_referred_to_or_not(exported, tmp_path):
+    files = []
+    for name, large in (("shared", 1000), ("copied", 1 << 20)):
+        model, memory = share(exported[2](), large=large)
+        assert bool(memory) == (name == "shared")
+        files.append(save_model(model, tmp_path / f"{name}.onnx", Stamp("trace"), memory=memory).read_bytes())
+    assert files[0] == files[1]
