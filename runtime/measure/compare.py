@@ -33,9 +33,8 @@ Array = np.ndarray
 Rows = dict[str, Any]
 Resampled = dict[str, Any]  # how intervals are drawn: the arguments `rng` and `groups` of `quality.bootstrap`
 EXPLAINED = 16  # trajectories on which single calls are compared
-SNR_LIMIT = (
-    150.0  # dB, about what float32 can tell apart; keeps equal latents finite, and a clip that is silent by float alone
-)
+# dB, about what float32 can tell apart; keeps equal latents finite, and a clip that is silent by float alone
+SNR_LIMIT = 150.0
 
 
 def compare_calls(

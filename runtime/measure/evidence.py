@@ -32,17 +32,17 @@ def site_facts(bundle: Bundle, target: str) -> dict[str, Any]:
     found = load_json(path, "export")
     layers, sites = {row["name"]: row for row in found["layers"]}, found["sites"]
     total = max(sum(row["macs"] or 0 for row in layers.values()), 1)
+    share = {name: (row["macs"] or 0) / total for name, row in layers.items()}
     reasons = {site["layer"]: site["reason"] for site in sites if site["role"] == "layer"}
     types: dict[str, list[str]] = {}
     for name, kind in kernel_types(layers, sites).items():
         types.setdefault(kind, []).append(name)
-
-    def share(names: Sequence[str]) -> float:
-        return sum(layers[name]["macs"] or 0 for name in names) / total
-
-    kinds = [{"type": kind, "layers": len(names), "macs": share(names)} for kind, names in types.items()]
+    kinds = [
+        {"type": kind, "layers": len(names), "macs": sum(share[name] for name in names)}
+        for kind, names in types.items()
+    ]
     kept = [
-        {"layer": name, "op": layers[name]["op"], "macs": share([name]), "reason": reason}
+        {"layer": name, "op": layers[name]["op"], "macs": share[name], "reason": reason}
         for name, reason in reasons.items()
         if name in layers
     ]

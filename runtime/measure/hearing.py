@@ -26,6 +26,7 @@ from quaver.runtime.measure.quality import Interval, mean_interval
 from quaver.runtime.measure.reference import load_clips, load_features
 from quaver.runtime.measure.sets import FEWEST, Measure, half, of_set, over_halves
 from quaver.runtime.measure.trajectories import Take
+from quaver.runtime.session import FLOAT
 
 Array = np.ndarray
 Rows = dict[str, Any]
@@ -57,30 +58,47 @@ def set_measures(spec: str, scene: Scene, reference: Take, takes: Mapping[str, T
     except KeyError as error:
         kinds = ", ".join(reference.heard)
         return {"network": spec, "missing": f"{spec} takes {error}, and here is {kinds}: 'onnx:FILE' may take that."}
-    name, count, dimensions = network.distance, len(own.features), own.features.shape[-1]
+    count, dimensions = len(own.features), own.features.shape[-1]
     real, notes = real_features(scene, network, reference.waveforms.shape, dimensions)
-    by = scene.prompts
-    floors: dict[str, Rows] = {FLOAT_FLOOR: floor(name, own.features, count // 2, by), REAL_FLOOR: {}, "float": {}}
-    rows = []
-    for correction, heard in judged.items():
-        measures = distances(name, own.features, heard.features, paired=True, prompts=by)
-        measures |= beyond(FURTHER, own.features, own.features, heard.features, paired=True, prompts=by)
-        if real is not None:
-            measures |= distances(f"{name} to real", real, heard.features, prompts=by)
-            measures |= beyond(f"{FURTHER} to real", real, own.features, heard.features, prompts=by)
-        rows.append({"name": correction, "measures": measures | told(network, scene, own, heard)})
-    if real is not None:
-        floors[REAL_FLOOR] = floor(f"{name} to real", real, half(real, own.features, paired=False))
-        floors["float"] |= distances(f"{name} to real", real, own.features, prompts=by)
-    floors["float"] |= variety(own, by) | to_text(network, scene, own)
     return {
         "network": network.name,
         "samples": count,
         "dimensions": dimensions,
-        "note": "; ".join(filter(None, [network.note, few_samples(count // 2, dimensions), *notes])) or None,
-        "floors": [{"name": name, "measures": measures} for name, measures in floors.items() if measures],
-        "corrections": rows,
+        "note": "; ".join(filter(None, [*notes, network.note, few_samples(count // 2, dimensions)])) or None,
+        "floors": [row for row in floors(network, scene, own, real) if row["measures"]],
+        "corrections": [
+            {"name": name, "measures": engine_measures(network, scene, own, heard, real)}
+            for name, heard in judged.items()
+        ],
     }
+
+
+def floors(network: Network, scene: Scene, own: Heard, real: Array | None) -> list[Rows]:
+    """What stands beside the figures of engines: the references against themselves, and what the float model has."""
+    name, by = network.distance, scene.prompts
+    against_real, itself = Rows(), Rows()
+    if real is not None:
+        against_real = floor(f"{name} to real", real, half(real, own.features, paired=False))
+        itself = distances(f"{name} to real", real, own.features, prompts=by)
+    return [
+        {"name": FLOAT_FLOOR, "measures": floor(name, own.features, len(own.features) // 2, by)},
+        {"name": REAL_FLOOR, "measures": against_real},
+        {"name": FLOAT, "measures": itself | variety(own, by) | to_text(network, scene, own)},
+    ]
+
+
+def engine_measures(network: Network, scene: Scene, own: Heard, heard: Heard, real: Array | None) -> Rows:
+    """All that a network says of an engine's clips: against float, against real clips where there are any, to the text.
+
+    `own` is what it hears in the float clips, `real` `[M, D]` or `[M, F, D]` in the reference set.
+    """
+    name, by = network.distance, scene.prompts
+    found = distances(name, own.features, heard.features, paired=True, prompts=by)
+    found |= beyond(FURTHER, own.features, own.features, heard.features, paired=True, prompts=by)
+    if real is not None:
+        found |= distances(f"{name} to real", real, heard.features, prompts=by)
+        found |= beyond(f"{FURTHER} to real", real, own.features, heard.features, prompts=by)
+    return found | alike(own, heard, by) | variety(heard, by) | to_text(network, scene, heard)
 
 
 def real_features(
@@ -196,11 +214,6 @@ def variety(heard: Heard, prompts: Sequence[str] | None = None) -> Rows:
 
     found = of_set(score, np.arange(len(seen[0])), rng=np.random.default_rng(0), prompts=prompts)
     return {"inception-style score": {name: max(value, 1.0) for name, value in found.as_json().items()}}
-
-
-def told(network: Network, scene: Scene, own: Heard, heard: Heard) -> Rows:
-    """What a network tells apart in the clips of an engine."""
-    return alike(own, heard, scene.prompts) | variety(heard, scene.prompts) | to_text(network, scene, heard)
 
 
 def to_text(network: Network, scene: Scene, heard: Heard) -> Rows:

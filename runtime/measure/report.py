@@ -193,33 +193,42 @@ def measure(
         findings.references[key] = reference_facts(
             subject, float_take, spread.tolist(), call, rate, number=len(findings.references)
         )
-        voice = Voice(None, findings.references[key]["name"], float_take, rate)
-        findings.voices.append(list(write_voice(staged(place), voice, len(findings.voices), clips)))
-    findings.engines.append(
-        {
-            "name": subject.name,
-            "bundle": str(bundle.root),
-            "target": settings.target,
-            "reference": findings.references[key]["name"],
-            "verdict": verdict(settings.target, rows, call, settings),
-            "corrections": rows,
-            "call": {**call, "threads": f"all {environment()['cores']} cores"},
-            "generation": generation(subject, settings.target, best_row(rows)["name"]),
-            "bytes": file_bytes(bundle.engine(settings.target)),
-            "sets": [set_measures(spec, scene, float_take, takes) for spec in settings.networks],
-            "sites": site_facts(bundle, settings.target),
-            "plan": plan_facts(bundle, settings.target),
-            "coverage": prompt_facts(bundle),
-            "ranges": range_facts(bundle),
-            "settings": asdict(settings),
-            "sampling": asdict(sampling),
-            "digests": digests(bundle, settings.target),
-        }
-    )
-    for name, found in takes.items():
-        errors = next(row["errors"] for row in rows if row["name"] == name)
-        voice = Voice(subject.name, name, found, rate, errors)
-        findings.voices.append(list(write_voice(staged(place), voice, len(findings.voices), clips)))
+        add_voice(Voice(None, findings.references[key]["name"], float_take, rate), place, findings, clips)
+    sets = [set_measures(spec, scene, float_take, takes) for spec in settings.networks]
+    findings.engines.append(engine_facts(subject, rows, call, sets, reference=findings.references[key]["name"]))
+    for (name, found), row in zip(takes.items(), rows, strict=True):
+        add_voice(Voice(subject.name, name, found, rate, row["errors"]), place, findings, clips)
+
+
+def add_voice(voice: Voice, place: Bundle, findings: Findings, clips: int) -> None:
+    """Write the first clips of a take, and keep what the page says of them."""
+    findings.voices.append(list(write_voice(staged(place), voice, len(findings.voices), clips)))
+
+
+def engine_facts(
+    subject: Subject, rows: list[Report], call: Mapping[str, Any], sets: list[Report], *, reference: str
+) -> Report:
+    """What is said of an engine: its figures, and what the files of its bundle say; `reference` is its float model."""
+    bundle, settings = subject.bundle, subject.settings
+    return {
+        "name": subject.name,
+        "bundle": str(bundle.root),
+        "target": settings.target,
+        "reference": reference,
+        "verdict": verdict(settings.target, rows, call, settings),
+        "corrections": rows,
+        "call": {**call, "threads": f"all {environment()['cores']} cores"},
+        "generation": generation(subject, settings.target, best_row(rows)["name"]),
+        "bytes": file_bytes(bundle.engine(settings.target)),
+        "sets": sets,
+        "sites": site_facts(bundle, settings.target),
+        "plan": plan_facts(bundle, settings.target),
+        "coverage": prompt_facts(bundle),
+        "ranges": range_facts(bundle),
+        "settings": asdict(settings),
+        "sampling": asdict(subject.sampling),
+        "digests": digests(bundle, settings.target),
+    }
 
 
 def staged(place: Bundle) -> Bundle:

@@ -20,6 +20,13 @@ from quaver.runtime.measure.verdict import corrected_speedup
 Cell = str | float | Mapping[str, float] | None
 Row = dict[str, Cell]
 FURTHER = ("further than float", "further than float to real")
+SAMPLES = {
+    "LSD (dB)": "log_spectral_db",
+    "mel SNR (dB)": "mel_snr_db",
+    "PSNR (dB)": "psnr_db",
+    "SSIM": "ssim",
+}
+FIRST, LAST = ("Method", "Bits (W/A)", "Size (MB)", "Reduction"), ("Latency (ms)", "Speed-up")
 SHARES = ("Latent error", "Reduction", "precision", "recall", *FURTHER)  # written as percentages for people
 
 
@@ -93,15 +100,6 @@ def markdown(rows: Sequence[Row]) -> str:
     lines += [[_text(name, value) for name, value in row.items()] for row in rows]
     safe = [[cell.replace("|", "&#124;") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in safe)
-
-
-SAMPLES = {
-    "LSD (dB)": "log_spectral_db",
-    "mel SNR (dB)": "mel_snr_db",
-    "PSNR (dB)": "psnr_db",
-    "SSIM": "ssim",
-}
-FIRST, LAST = ("Method", "Bits (W/A)", "Size (MB)", "Reduction"), ("Latency (ms)", "Speed-up")
 
 
 def _rank(name: str) -> int:

@@ -12,7 +12,7 @@ from quaver.runtime.measure.page.elements import (
     again,
     card,
     facts,
-    featured,
+    featured_rows,
     line,
     pair,
     section,
@@ -57,9 +57,8 @@ def accuracy(report: Report) -> Markup:
 def error_marks(report: Report, limit: float | None) -> str:
     """A mark with its whisker per shown correction."""
     marks = [
-        chart.Row(titled(report, engine, spoken(row["name"])), e["value"], e["low"], e["high"], style.partition(" ")[0])
-        for engine in report["engines"]
-        for row, style in featured(report, engine)
+        chart.Row(name, e["value"], e["low"], e["high"], style.partition(" ")[0])
+        for name, row, style in featured_rows(report)
         for e in [row["latent_error"]]
     ]
     return chart.intervals(marks, label="Latent error", fmt=percent, limit=limit)
@@ -67,11 +66,7 @@ def error_marks(report: Report, limit: float | None) -> str:
 
 def drift(report: Report, *, beyond: bool = False) -> str:
     """The drift of every shown correction, on its own or below the distance of other seeds."""
-    curves = [
-        chart.Curve(titled(report, engine, spoken(row["name"])), row["drift"], style)
-        for engine in report["engines"]
-        for row, style in featured(report, engine)
-    ]
+    curves = [chart.Curve(name, row["drift"], style) for name, row, style in featured_rows(report)]
     # Of several float models, that whose seeds lie nearest at each step.
     nearest = [min(step) for step in zip(*(r["seed_spread"] for r in report["references"]), strict=False)]
     spread = chart.Curve("as far as another seed", nearest, "region") if beyond else None
@@ -81,16 +76,9 @@ def drift(report: Report, *, beyond: bool = False) -> str:
 
 def steps(report: Report) -> Markup:
     """The drift in numbers, error and SNR after every step, unfolded on request."""
-    shown = [
-        (titled(report, engine, spoken(row["name"])), row)
-        for engine in report["engines"]
-        for row, _ in featured(report, engine)
-    ]
-    body = [
-        line(str(i + 1), *(after(row, i) for _, row in shown))
-        for i in range(max(len(row["drift"]) for _, row in shown))
-    ]
-    found = table("Error and SNR after every step", ("step", *(name for name, _ in shown)), body)
+    names, rows, _ = zip(*featured_rows(report), strict=True)
+    body = [line(str(i + 1), *(after(row, i) for row in rows)) for i in range(max(len(row["drift"]) for row in rows))]
+    found = table("Error and SNR after every step", ("step", *names), body)
     return h("details", h("summary", "Error and SNR after every step, in numbers"), found)
 
 
@@ -116,11 +104,8 @@ def departure(report: Report) -> str:
 def explained(report: Report) -> Markup:
     """What corrections take off the squared error of single calls."""
     curves = [
-        chart.Curve(
-            titled(report, engine, spoken(row["name"])), [max(value, LEAST) for value in row["explained"]], style
-        )
-        for engine in report["engines"]
-        for row, style in featured(report, engine)
+        chart.Curve(name, [max(value, LEAST) for value in row["explained"]], style)
+        for name, row, style in featured_rows(report)
         if row["explained"]
     ]
     title = "Explained of a single call"

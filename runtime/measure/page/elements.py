@@ -105,6 +105,15 @@ def featured(report: Report, engine: Report) -> list[tuple[Mapping[str, Any], st
     return [*((row, styles[i % len(styles)]) for i, row in enumerate(others)), (best, "accent")]
 
 
+def featured_rows(report: Report) -> list[tuple[str, Mapping[str, Any], str]]:
+    """Every correction that charts show, of every engine: its name, figures, and style."""
+    return [
+        (titled(report, engine, spoken(row["name"])), row, style)
+        for engine in report["engines"]
+        for row, style in featured(report, engine)
+    ]
+
+
 def grouped(report: Report, key: str) -> list[tuple[list[str], Any]]:
     """What engines say under a key, with the names of the engines that say the same."""
     found: list[tuple[list[str], Any]] = []

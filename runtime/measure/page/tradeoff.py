@@ -26,6 +26,14 @@ from quaver.runtime.measure.units import decibel, megabytes, milliseconds, perce
 from quaver.runtime.measure.verdict import best_row, corrected_speedup
 from quaver.runtime.session import FLOAT
 
+MEASURES = (
+    ("snr_db", "SNR", decibel),
+    ("log_spectral_db", "log-spectral", decibel),
+    ("mel_snr_db", "mel SNR", decibel),
+    ("psnr_db", "PSNR", decibel),
+    ("ssim", "SSIM", lambda value: f"{value:.3f}"),
+)
+
 
 def tradeoff(report: Report) -> Markup:
     """The scatter, the times of a call, and one line per engine and correction."""
@@ -46,9 +54,9 @@ def tradeoff(report: Report) -> Markup:
             card(
                 "Time of one call",
                 "Median; the whisker ends at the 95th percentile.",
-                bars(report, "median_s", "p95_s", milliseconds),
+                bars(report, "Time of a call", "median_s", "p95_s", milliseconds),
                 h("h3", "Size of the U-Net", class_="sub"),
-                Markup(bars(report, "bytes", "bytes", megabytes)),
+                Markup(bars(report, "File size", "bytes", "bytes", megabytes)),
             ),
         ),
         rows(report),
@@ -115,14 +123,14 @@ def bounds(interval: Mapping[str, float]) -> tuple[float, float, float]:
     return interval["low"], interval["value"], interval["high"]
 
 
-def bars(report: Report, key: str, end: str, fmt: Format) -> str:
+def bars(report: Report, label: str, key: str, end: str, fmt: Format) -> str:
     """A figure of every engine and float model, with a whisker that ends at another."""
     marks = [(r["name"], r["call"], "quiet") for r in report["references"]]
     for engine in report["engines"]:
         name = engine["name"] if several(report) else engine["target"]
         marks.append((name, engine["call"]["engines"][engine["target"]], tone(report, engine)))
     found = [chart.Row(name, t[key], t[key], t[end], style) for name, t, style in marks]
-    return chart.bars(found, label="Time of a call" if fmt is milliseconds else "File size", fmt=fmt)
+    return chart.bars(found, label=label, fmt=fmt)
 
 
 def rows(report: Report) -> Markup:
@@ -147,12 +155,3 @@ def rows(report: Report) -> Markup:
                 )
             )
     return table("Engines and corrections" if several(report) else "Corrections", head, body)
-
-
-MEASURES = (
-    ("snr_db", "SNR", decibel),
-    ("log_spectral_db", "log-spectral", decibel),
-    ("mel_snr_db", "mel SNR", decibel),
-    ("psnr_db", "PSNR", decibel),
-    ("ssim", "SSIM", lambda value: f"{value:.3f}"),
-)
