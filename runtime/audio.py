@@ -38,7 +38,7 @@ def write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> int:
 def read_wav(path: Path) -> tuple[np.ndarray, int]:
     """Read a 16-bit PCM WAV file: (waveform [N] or [N, channels] float32 in [-1, 1], sample rate in Hz).
 
-    Raises: ArtifactError when it is missing or of another format.
+    Of one that was cut off, what is there. Raises: ArtifactError when it is missing or of another format.
     """
     try:
         with wave.open(str(path), "rb") as file:
@@ -50,5 +50,6 @@ def read_wav(path: Path) -> tuple[np.ndarray, int]:
         raise ArtifactError(f"{path} is not a PCM WAV file ({error}): convert it to 16-bit PCM") from error
     if width != 2:
         raise ArtifactError(f"{path} has {8 * width}-bit samples, expected 16: convert it to 16-bit PCM")
-    samples = np.frombuffer(data, dtype="<i2").astype(np.float32) / _PEAK
+    whole = len(data) - len(data) % (channels * width)  # a file may end in the middle of a frame
+    samples = np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / _PEAK
     return (samples if channels == 1 else samples.reshape(-1, channels)), rate

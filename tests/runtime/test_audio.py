@@ -37,6 +37,19 @@ def test_stereo_is_read_as_two_columns(tmp_path):
     assert rate == 8000
 
 
+def test_of_a_file_that_was_cut_off_the_whole_frames_are_read(tmp_path):
+    path, channels = tmp_path / "stereo.wav", np.arange(8, dtype="<i2").reshape(4, 2)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(channels.tobytes())
+    whole = path.read_bytes()
+    for cut in (1, 2, 3):
+        path.write_bytes(whole[:-cut])
+        assert np.array_equal(np.round(read_wav(path)[0] * 32767), channels[:3])
+
+
 @pytest.mark.parametrize("waveform", [np.array([0.0, np.nan]), np.zeros((2, 3))])
 def test_what_is_no_waveform_leaves_no_file(tmp_path, waveform):
     with pytest.raises(EngineError, match="expected finite"):
