@@ -28,7 +28,7 @@ from quaver.runtime.errors import EngineError, QuaverError
 from quaver.runtime.measure.cost import file_bytes
 from quaver.runtime.measure.latency import peak_rss_bytes, seconds, time_calls
 from quaver.runtime.sample import SamplingSettings
-from quaver.runtime.session import Session, open_bundle
+from quaver.runtime.session import FLOAT, Session, open_bundle
 
 SAID_FIRST = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"}
 
@@ -108,7 +108,7 @@ def measure(asked: Mapping[str, Any]) -> GenerationCost:
             runs=asked["runs"],
             warmup=asked["warmup"],
         )
-    file = bundle.float_unet if asked["engine"] == "float" else bundle.qdq(asked["engine"])
+    file = bundle.float_unet if asked["engine"] == FLOAT else bundle.engine(asked["engine"])
     return GenerationCost(
         engine=asked["engine"],
         correct=asked["correct"],

@@ -65,6 +65,17 @@ def test_the_figures_are_those_of_whole_generations(bundle: Bundle, monkeypatch:
     assert set(drawn) == {(PROMPTS, SAMPLING, "none")}
 
 
+def test_the_bytes_of_an_engine_that_is_a_plan_are_the_plans(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    opening = generation.open_bundle
+    monkeypatch.setattr(generation, "open_bundle", lambda bundle, **_: opening(bundle, engine_file="float"))
+    monkeypatch.setattr(generation, "draw", lambda *_: None)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None, raising=False)
+    bundle.plan("tensorrt-rtx").write_bytes(b"7 bytes")
+    asked = {"bundle": str(bundle.root), "engine": "tensorrt-rtx", "sampling": asdict(SAMPLING), "correct": "none"}
+    found = generation.measure({**asked, "prompts": list(PROMPTS), "threads": 1, "runs": 1, "warmup": 1})
+    assert found.engine_bytes == 7
+
+
 class _Slow:
     """A context whose entering takes the time."""
 
