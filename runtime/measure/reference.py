@@ -18,9 +18,9 @@ import numpy as np
 
 from quaver.runtime.audio import read_wav
 from quaver.runtime.errors import ArtifactError, first_line
+from quaver.runtime.measure.media import SILENT
 
 Array = np.ndarray
-SILENT = 1e-4  # -80 dB of full scale
 CLIPPED = 0.001  # share of samples at full scale
 FULL = 0.9999
 

@@ -38,7 +38,7 @@ def test_silent_clipped_short_and_missing_clips_are_counted(folder: Path):
     assert reference.load_clips(folder, rate=RATE, samples=RATE, count=8).notes == (
         "5 reference clips of 8 asked for",
         "1 of 5 reference clips are shorter than 1.00 s and end in silence",
-        "1 of 5 reference clips are silent (below -80 dB)",
+        "1 of 5 reference clips are silent (below -60 dB)",
         "1 of 5 reference clips are clipped (0.1% of samples at full scale, or more)",
     )
     two = reference.load_clips(folder, rate=RATE, samples=RATE, count=2)
