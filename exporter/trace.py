@@ -92,9 +92,10 @@ def trace(bundle: Bundle, settings: ModelSettings, *, stamp: Stamp, progress: Pr
         raise RecipeError(f"models of the family {family.name} take one length: set model.length = 'fixed'")
     model = load_model(folder, settings)
     parts = {} if samples else model.parts
+    schedule = read_schedule(model.scheduler)  # one that is not supported costs no trace
     words = save_tokenizers(model, bundle) if parts else []
     shape = latent_shape(model.unet.config, settings, samples, own=model.latent)
-    records = as_records(samples, TORCH_INPUTS, read_schedule(model.scheduler)) if samples else None
+    records = as_records(samples, TORCH_INPUTS, schedule) if samples else None
     fed = samples or (None if model.rows is None else Samples(model.rows, {}, 2))
     whole, sizes = millions(model.unet), {name: millions(part) for name, part in parts.items()}
     with progress.bar(whole + sum(sizes.values()), "trace, M parameters") as bar:

@@ -28,6 +28,8 @@ Array = Any  # numpy.ndarray, torch.Tensor, or any other array of the array API
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
+OURS = ("DDIMScheduler", "DDPMScheduler")  # whose defaults stand for absent keys
+BETAS = {"beta_start", "beta_end", "beta_schedule", "trained_betas"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
     for key in ("rescale_betas_zero_snr", "thresholding"):  # zero SNR: alpha_bar = 0 has no eps form
         if config.get(key):
             raise ArtifactError(f"the scheduler configuration sets {key}, which is not supported: set it to false")
+    named = config.get("_class_name", OURS[0])
+    if named not in OURS and not BETAS & config.keys():  # flow matching, EDM: no noise level of theirs is an alpha_bar
+        raise ArtifactError(
+            f"the scheduler configuration is a {named} and has no betas (beta_start, beta_schedule), expected one "
+            f"of a diffusion in discrete steps, as {' or '.join(OURS)}: name such a model"
+        )
     alpha_bar = np.cumprod(1.0 - _betas(config))
     return Schedule(
         alpha_bar=alpha_bar,
@@ -188,5 +196,5 @@ def _one_of(config: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str:
 
 def _clips(config: Mapping[str, Any]) -> bool:
     # Only these two know the key, and clip unless told not to; for the others its absence means no clipping.
-    default = config.get("_class_name", "DDIMScheduler") in ("DDIMScheduler", "DDPMScheduler")
+    default = config.get("_class_name", OURS[0]) in OURS
     return bool(config.get("clip_sample", default))

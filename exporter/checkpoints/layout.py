@@ -24,7 +24,7 @@ CONFIGS = (".yaml", ".yml", ".json")
 VOCODERS, CLAPS = ("bigvgan", "bigvnat", "vocoder"), ("CLAP", "clap")  # folders of other checkpoints beside one
 TOKENIZER = "tokenizer"  # and of the words of a text encoder
 UNFINISHED = (".incomplete", ".part", ".crdownload")
-TANGO = "main_config.json"
+TANGO, MAIN = "main_config.json", "pytorch_model_main.bin"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def find_checkpoint(source: str | Path) -> Checkpoint | None:
     if not path.is_dir() or (path / "unet").is_dir():
         return None
     if (path / TANGO).is_file():
-        return Checkpoint(path / "pytorch_model_main.bin", path / TANGO)
+        if not (path / MAIN).is_file():
+            raise RecipeError(f"{path} holds {TANGO} of TANGO and not its weights: put {MAIN} beside it")
+        return Checkpoint(path / MAIN, path / TANGO)
     here = sorted(file for file in path.iterdir() if file.suffix in (".ckpt", ".pt", ".pth"))
     if len(here) > 1:
         raise RecipeError(f"{path} holds {', '.join(file.name for file in here)}: name one of them as model.source")

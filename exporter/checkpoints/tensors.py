@@ -13,6 +13,7 @@ EMA. Latent diffusion keeps an exponential moving average of its U-Net beside it
 from __future__ import annotations
 
 import logging
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -110,5 +111,5 @@ def _stand_ins(path: Path) -> list[Any]:
 
 def _refused(error: Exception) -> str:
     """What the unpickler refused by name, or ""."""
-    _, found, rest = str(error).partition("Unsupported global: GLOBAL ")
-    return rest.split()[0] if found else ""
+    found = re.search(r"(?:Unsupported global:|unsupported) GLOBAL (\S+)", str(error))
+    return found[1] if found else ""

@@ -74,12 +74,17 @@ def load_folder(folder: Path) -> Model:
 def model_folder(source: str, revision: str = "") -> Path:
     """The folder that `source` names: "demo", a path, or a hub id, downloaded at a commit, tag or branch.
 
-    Raises: RecipeError when the hub does not give it, or a revision is asked of something else.
+    Raises: RecipeError when it does not exist, the hub does not give it, or a revision is asked of something else.
     """
     if source != "demo" and is_hub_id(source):
         return fetch(source, revision)
     if revision:
         raise RecipeError(f"model.revision is {revision!r}, and {source} is no hub id: leave it out")
+    if source != "demo" and not Path(source).expanduser().exists():
+        raise RecipeError(
+            f"model.source {source!r} does not exist: name a diffusers folder, a checkpoint, an .onnx file, a hub id "
+            "(owner/name), or 'demo'"
+        )
     return Path(str(files("quaver.demo"))) / "model" if source == "demo" else Path(source).expanduser()
 
 

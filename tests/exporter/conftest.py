@@ -47,7 +47,7 @@ batch = 4
 @pytest.fixture
 def hub_home(tmp_path, monkeypatch):
     """A cache of the hub, where HF_HOME would have it, and no way to the hub itself."""
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     home = tmp_path / "hub_home"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -13,7 +13,7 @@ from quaver.exporter.trace import ModelSettings, latent_shape, trace
 from quaver.runtime.artifact import Stamp, digest_file, read_stamp
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.engine import open_engine
-from quaver.runtime.errors import EngineError, RecipeError
+from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.family import read_card
 from quaver.runtime.progress import quiet
 
@@ -170,6 +170,20 @@ def test_damaged_weights_are_refused_and_nothing_is_written(model_folder, tmp_pa
     with pytest.raises(RecipeError, match=r"unet/diffusion_pytorch_model.safetensors is damaged or ends early"):
         run(tmp_path / "model", tmp_path)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_scheduler_of_another_process_is_refused_before_the_trace(model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "model")
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(flow))
+    with pytest.raises(ArtifactError, match="is a FlowMatchEulerDiscreteScheduler and has no betas"):
+        run(tmp_path / "model", tmp_path)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_folder_that_is_not_there_says_what_can_be_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"model\.source '.*gone' does not exist: name a diffusers folder, a check"):
+        run(tmp_path / "gone", tmp_path)
 
 
 def test_an_unknown_family_names_the_nearest(model_folder, tmp_path):

@@ -100,7 +100,7 @@ def test_v_error_is_eps_error_over_the_signal_level():
 
 def test_samples_are_clipped_only_where_the_configuration_clips():
     assert read_schedule(AUDIOLDM).clip is None
-    assert read_schedule({"_class_name": "PNDMScheduler"}).clip is None
+    assert read_schedule({"_class_name": "PNDMScheduler", "beta_start": 1e-4}).clip is None
     assert read_schedule({"_class_name": "DDIMScheduler"}).clip == 1.0
     assert read_schedule({"clip_sample": True, "clip_sample_range": 3.0}).clip == 3.0
 
@@ -160,3 +160,16 @@ def test_a_written_configuration_is_read_back(tmp_path):
     assert isinstance(schedule, Schedule)
     assert (schedule.prediction, schedule.steps_offset, schedule.spacing) == ("v_prediction", 1, "leading")
     assert schedule.alpha_bar.dtype == np.float64
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
+def test_a_scheduler_of_no_discrete_diffusion_is_refused(name):
+    config = dict(getattr(pytest.importorskip("diffusers"), name)().config)
+    with pytest.raises(ArtifactError, match=f"is a {name} and has no betas .*, as DDIMScheduler or DDPMScheduler"):
+        read_schedule({**config, "_class_name": name})
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_every_scheduler_with_betas_is_read(name):
+    config = dict(getattr(pytest.importorskip("diffusers"), name)().config)
+    assert len(read_schedule({**config, "_class_name": name}).alpha_bar) == 1000

@@ -37,6 +37,11 @@ def test_an_edited_vocoder_beside_a_checkpoint_is_a_file_of_it(tmp_path):
     assert found.files == [tmp_path / name for name in ("m.ckpt", "m.yaml", "bigvgan", "tokenizer")]
 
 
+def test_half_of_tango_names_the_file_that_is_missing(tmp_path):
+    with pytest.raises(RecipeError, match=r"not its weights: put pytorch_model_main\.bin beside it"):
+        find_checkpoint(touch(tmp_path, "main_config.json", "pytorch_model_vae.bin"))
+
+
 def test_the_layouts_of_tango_and_of_diffusers_are_told_apart(tmp_path):
     tango = touch(tmp_path / "t", "main_config.json", "pytorch_model_main.bin", "pytorch_model_vae.bin")
     assert find_checkpoint(tango).weights.name == "pytorch_model_main.bin"
