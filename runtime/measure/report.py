@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,11 +30,11 @@ from quaver.runtime.measure.cost import environment, file_bytes
 from quaver.runtime.measure.evidence import prompt_facts, range_facts, site_facts
 from quaver.runtime.measure.features import opener
 from quaver.runtime.measure.generation import generation_cost
-from quaver.runtime.measure.hearing import REAL_FLOOR, Scene, set_measures
+from quaver.runtime.measure.hearing import Scene, set_measures
 from quaver.runtime.measure.media import Voice, levels, move_media, shown_clips, write_voice
 from quaver.runtime.measure.page import render
 from quaver.runtime.measure.plan import plan_facts
-from quaver.runtime.measure.quality import FEWEST
+from quaver.runtime.measure.remarks import notes, unmeasured
 from quaver.runtime.measure.takes import Drawing, draw_spread, draw_takes
 from quaver.runtime.measure.trajectories import Pairs, Take, held_out
 from quaver.runtime.measure.verdict import best_row, joint_verdict, verdict
@@ -44,7 +44,6 @@ from quaver.runtime.sample import SamplingSettings, visited
 from quaver.runtime.session import FLOAT, open_bundle, rerun
 
 SCHEMA = 2
-MEDIAN = 6  # pairs whose range holds the median in 1 - 2^(1 - 6) of cases, 97%; of five it is 94%
 Report = dict[str, Any]
 
 
@@ -141,7 +140,7 @@ def write_report(subjects: Sequence[Subject], place: Bundle, *, stamp: Stamp, co
         "references": list(findings.references.values()),
         "engines": findings.engines,
         "clips": shown_clips(list(zip(pairs.prompts, pairs.seeds, strict=True)), findings.voices),
-        "notes": notes(pairs, findings),
+        "notes": notes(pairs, list(findings.references.values()), findings.engines),
         "environment": environment(),
         "reproduce": command,
     }
@@ -267,44 +266,6 @@ def digests(bundle: Bundle, target: str) -> dict[str, str]:
     """Digests of the files that decide the figures of an engine."""
     files = [bundle.float_unet, bundle.engine(target), bundle.error_stats(target), bundle.prompts, bundle.card]
     return {path.name: digest_file(path) for path in files if path.exists()}
-
-
-def notes(pairs: Pairs, findings: Findings) -> list[str]:
-    """What whoever reads the figures should know first."""
-    found = []
-    if (prompts := len(set(pairs.prompts))) < len(pairs.prompts):
-        said = f"{len(pairs.prompts)} trajectories from {prompts} held-out prompts: each is drawn several times"
-        alone = ", and intervals hold for other seeds of these prompts, not for other prompts"
-        found.append(f"{said}{alone if prompts < FEWEST else ''}.")
-    if len(pairs.prompts) < FEWEST:
-        found.append(f"{len(pairs.prompts)} trajectories are too few for 95% intervals: compare {FEWEST} or more.")
-    if len(findings.references) > 1:
-        found.append("The engines come from different float models: each error is against an engine's own.")
-    rates = sorted({row["rate"] for row in findings.references.values() if row["rate"]})
-    if len(rates) > 1:
-        found.append(f"Clips have different sample rates ({', '.join(f'{rate} Hz' for rate in rates)}).")
-    if (fewest := min((engine["call"]["runs"] for engine in findings.engines), default=MEDIAN)) < MEDIAN:
-        found.append(f"{fewest} pairs of calls are too few for a 95% interval of the speed-up: time {MEDIAN} or more.")
-    for kind, why in (("silent", "silent"), ("clipped", "louder than full scale, and clipped in their files")):
-        counts = [(row["name"], row[kind]) for row in findings.references.values()]
-        counts += [(engine["name"], best_row(engine["corrections"])[kind]) for engine in findings.engines]
-        numbers = sorted({number for _, number in counts})
-        if len(numbers) == 1 and numbers[0]:
-            found.append(f"{numbers[0]} of {len(pairs.prompts)} clips are {why}, by float and by every engine.")
-        elif any(numbers):
-            said = ", ".join(f"{number} by {name}" for name, number in counts)
-            found.append(f"Of {len(pairs.prompts)} clips each, some are {why}: {said}.")
-    return found
-
-
-def unmeasured(engines: Sequence[Report]) -> Iterator[str]:
-    """Which set measures were asked for and are not there, each with what brings it."""
-    for engine in engines:
-        for found in engine["sets"]:
-            if "missing" in found:
-                yield f"{found['network']}: {found['missing']}"
-            elif engine["settings"]["reference"] and all(row["name"] != REAL_FLOOR for row in found["floors"]):
-                yield f"{found['network']}: {found['note']}"
 
 
 def write_page(place: Bundle, report: Mapping[str, Any]) -> None:
