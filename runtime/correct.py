@@ -202,7 +202,8 @@ def convolve(weight: np.ndarray, q: Array, x: Array) -> Array:
     places = _like(q, weight.transpose(2, 3, 0, 1).reshape(k * k * C, 2 * C))
     wide = (H + k - 1, W + k - 1)
     flat, most = xp.reshape(both, (B, 2 * C, -1)), max(1, ALONE // (places.shape[0] * places.shape[1]))
-    parts = [places @ flat[:, :, start : start + most] for start in range(0, flat.shape[-1], most)]
+    size = flat.shape[-1]  # a slice beyond it is no part of the array API
+    parts = [places @ flat[:, :, start : min(start + most, size)] for start in range(0, size, most)]
     each = xp.reshape(xp.concat(parts, axis=-1), (B, k, k, C, *wide))
     total = each[:, 0, 0, :, :H, :W]
     for i, j in [(i, j) for i in range(k) for j in range(k)][1:]:

@@ -117,9 +117,14 @@ def corrected_class(name: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """The corrected classes by their names, so that they can be imported, pickled, and named in a saved pipeline."""
+    """The corrected classes by their names, so that they can be imported, pickled, and named in a saved pipeline.
+
+    A pipeline loads what it named only where the module also has the mixin that says how it is loaded.
+    """
     if name in {PREFIX + kind for kind, _ in KINDS.values()}:
         return corrected_class(name.removeprefix(PREFIX))
+    if name == "SchedulerMixin":
+        return need("diffusers", extra="export").SchedulerMixin
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -106,6 +106,29 @@ def test_the_local_law_is_a_convolution_padded_with_zeros(k):
     np.testing.assert_allclose(in_torch.numpy(), expected.numpy(), atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (4, 3)])
+def test_a_neighbourhood_larger_than_the_latent_reads_zeros_outside(size):
+    draw = np.random.default_rng(5)
+    weight, q, x = (draw.standard_normal(shape) for shape in ((2, 4, 7, 7), (3, 2, *size), (3, 2, *size)))
+    wide = np.pad(np.concatenate([q, x], axis=1), ((0, 0), (0, 0), (3, 3), (3, 3)))
+    places = np.lib.stride_tricks.sliding_window_view(wide, (7, 7), axis=(2, 3))
+    expected = np.einsum("cfij,bfhwij->bchw", weight, places)
+    np.testing.assert_allclose(convolve(weight, q, x), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("library", ["torch", "array_api_strict"])
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_every_correction_takes_any_array_of_the_array_api(name, library):
+    xp = pytest.importorskip(library)
+    laws = np.random.default_rng(6).standard_normal((2, 3, 2, 4, 3, 3))
+    parts = {part: Local(w, np.ones((3, 2)), np.ones((3, 2))) for part, w in zip(("local", "path"), laws, strict=True)}
+    correct = make_correct(name, replace(gaussian_stats(*joint(0.6), channels=2), **parts), seeded)
+    q, x = np.random.default_rng(7).standard_normal((2, 3, 2, 4, 5)).astype(np.float32)
+    fixed = correct(xp.asarray(q), 501, xp.asarray(x)).eps
+    assert type(fixed) is type(xp.asarray(q)) and fixed.dtype == xp.asarray(q).dtype
+    np.testing.assert_allclose(np.from_dlpack(fixed), correct(q, 501, x).eps, rtol=1e-5, atol=1e-5)
+
+
 def local_stats(weight, bias, part="local"):
     """Per channel of two, with a law of 1 x 1 at every timestep."""
     every = (np.broadcast_to(v, (len(TIMESTEPS), *np.shape(v))) for v in (weight, bias, np.zeros(2)))

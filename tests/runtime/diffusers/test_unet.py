@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from quaver.runtime.diffusers import EngineUNet
+from quaver.runtime.diffusers import EngineUNet, corrected_class
 from quaver.runtime.engine import open_engine
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from quaver.runtime.families.onnx import fit
@@ -114,6 +114,18 @@ def test_a_pipeline_can_be_loaded_without_its_unet(picture_unet, picture_engine,
     pipe.save_pretrained(tmp_path)
     pipe = diffusers.DDIMPipeline.from_pretrained(tmp_path, unet=None)
     pipe.unet = EngineUNet(picture_engine, SHAPE)
+    np.testing.assert_allclose(drawn(pipe), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_a_pipeline_saved_with_a_corrected_scheduler_loads_and_draws_the_same(picture_unet, tmp_path, kind):
+    pipe = diffusers.LDMPipeline(Undecoded(), picture_unet, getattr(diffusers, kind)())
+    expected = drawn(pipe)
+    saved_pipe = diffusers.DDPMPipeline(picture_unet, corrected_class(kind).from_config(pipe.scheduler.config))
+    saved_pipe.save_pretrained(tmp_path)
+    loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    assert type(loaded.scheduler) is corrected_class(kind) and loaded.scheduler.correction is None
+    pipe.scheduler = loaded.scheduler
     np.testing.assert_allclose(drawn(pipe), expected, atol=1e-4)
 
 
