@@ -6,6 +6,7 @@ Whatever is missing or was edited is said before anything runs, with the command
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -212,9 +213,13 @@ def nearest(bundle: Bundle) -> str:
 
 
 def command(bundle: Bundle, verb: str, *options: str) -> str:
-    """A verb with a bundle's recipe and options, quoted; 'RECIPE' stands for one that is not beside the bundle."""
-    recipe = recipe_of(bundle)
-    return f"'{' '.join(['quaver', verb, str(recipe if recipe.exists() else 'RECIPE'), *options])}'"
+    """A verb with a bundle's recipe and options, quoted; 'RECIPE' stands for one that is not beside the bundle.
+
+    The recipe stands in double quotes where a shell would take it apart: the single ones are the message's.
+    """
+    recipe = str(path) if (path := recipe_of(bundle)).exists() else "RECIPE"
+    whole = recipe if shlex.quote(recipe) == recipe else f'"{recipe}"'
+    return f"'{' '.join(['quaver', verb, whole, *options])}'"
 
 
 def recipe_of(bundle: Bundle) -> Path:

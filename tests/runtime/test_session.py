@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shlex
 import shutil
 
 import pytest
 
 from quaver.runtime.artifact import Stamp, digest_file, save_json
 from quaver.runtime.backends import onnxruntime
+from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
 from quaver.runtime.generate import binding
 from quaver.runtime.sample import SamplingSettings
@@ -52,6 +55,20 @@ def test_the_command_names_the_recipe_when_it_lies_beside_the_bundle(tiny_bundle
     tiny_bundle.component("vocoder").unlink()
     with pytest.raises(ArtifactError, match=r"'quaver run .*tiny\.toml'"):
         opened(tiny_bundle)
+
+
+def test_a_bundle_whose_path_a_shell_would_take_apart_opens_and_its_commands_can_be_typed(tiny_bundle):
+    root = tiny_bundle.root.parent / "für später" / "my demo"
+    root.parent.mkdir()
+    moved = Bundle(tiny_bundle.root.rename(root))
+    opened(moved)
+    recipe = root.with_name("my demo.toml")
+    recipe.write_text("")
+    moved.component("vocoder").unlink()
+    with pytest.raises(ArtifactError, match="lacks vocoder") as error:
+        opened(moved)
+    (typed,) = re.findall("'(.*)'", str(error.value))
+    assert shlex.split(typed) == ["quaver", "run", str(recipe)]
 
 
 def test_a_missing_engine_says_which_there_are(tiny_bundle):
