@@ -34,6 +34,7 @@ from quaver.runtime.sample import sample_ddim
 from quaver.runtime.schedule import load_schedule, to_eps
 
 BATCH = 50
+PROBE = "embedded probe"  # `runtime.measure.probe` calls it so
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def write_reference(path: Path, rows: list[dict], labels: np.ndarray, real: Hear
     std = latents.std(dim=(0, 2, 3)).numpy()
     tensors = {"labels": labels.astype(np.int32), "features": real.features, "classes": real.classes.astype(np.int32)}
     meta = {"texts": json.dumps([row["text"] for row in rows]), "attributes": json.dumps(list(ATTRIBUTES))}
+    note = f"the reference is {len(rows)} real clips of other captions, behind the model's own autoencoder and vocoder"
+    meta |= {"network": PROBE, "note": note}
     save_file({**tensors, "latent_std": np.append(std, latents.std().numpy()).astype(np.float32)}, path, meta)
 
 

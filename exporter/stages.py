@@ -154,9 +154,10 @@ def stats_sources(bundle: Bundle, recipe: Recipe) -> list[Path]:
 def judges(recipe: Recipe) -> list[Path]:
     """What engines are judged by, of what lies outside a bundle: real clips, the weights of feature networks."""
     from quaver.runtime.measure.features import weights
+    from quaver.runtime.measure.reference import located
 
     reference = recipe.validate.reference
-    clips = present(Path(reference).expanduser()) if reference else []
+    clips = present(located(reference)) if reference else []
     return clips + [path for spec in recipe.validate.networks for path in weights(spec)]
 
 

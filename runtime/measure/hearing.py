@@ -23,7 +23,7 @@ from quaver.runtime.measure.features import Heard, Network, open_network
 from quaver.runtime.measure.frechet import few_samples, frechet_of_sets
 from quaver.runtime.measure.manifold import NEIGHBOURS, precision, recall
 from quaver.runtime.measure.quality import Interval, mean_interval
-from quaver.runtime.measure.reference import load_clips, load_features
+from quaver.runtime.measure.reference import load_clips, load_features, located
 from quaver.runtime.measure.sets import FEWEST, Measure, half, of_set, over_halves
 from quaver.runtime.measure.trajectories import Take
 from quaver.runtime.session import FLOAT
@@ -43,7 +43,7 @@ class Scene:
     rate: int
     probe: Path
     words: Words = field(default_factory=dict)  # attribute -> for each class its phrases
-    reference: str = ""  # a folder of WAV files, or a .safetensors file of features
+    reference: str = ""  # "demo", a folder of WAV files, or a .safetensors file of features
 
 
 def set_measures(spec: str, scene: Scene, reference: Take, takes: Mapping[str, Take]) -> Rows:
@@ -107,10 +107,11 @@ def real_features(
     """Features of the reference set for takes of `shape` [N, samples], and what must be known of it; None of none."""
     if not scene.reference:
         return None, ()
-    path, notes = Path(scene.reference).expanduser(), tuple[str, ...]()
+    path, notes = located(scene.reference), tuple[str, ...]()
     try:
         if path.suffix == ".safetensors":
-            features = load_features(path, network=network.name)
+            features, note = load_features(path, network=network.name)
+            notes = (note,)
         else:
             found = load_clips(path, rate=scene.rate, samples=shape[1], count=shape[0])
             features, notes = network.hear({"waveform": found.waveforms}).features, found.notes

@@ -3,15 +3,17 @@
 A folder of WAV files, or a .safetensors file of features that a network once heard in such clips:
 
     features [N, D] or [N, F, D] float32        metadata  network: its name (`features.Network.name`)
+                                                          note: what whoever reads the figures must know, or nothing
 
-A vocoder loses something, and that loss would count as the model's. It cancels where the reference clips went through
-the same autoencoder and vocoder before; these readers take what they are given. Clips are not resampled either, since
-a resampler shows in the figures.
+"demo" is the embedded model's own. A vocoder loses something, and that loss would count as the model's. It cancels
+where the reference clips went through the same autoencoder and vocoder before; these readers take what they are given.
+Clips are not resampled either, since a resampler shows in the figures.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,13 @@ class ReferenceSet:
     waveforms: Array
     files: tuple[str, ...]
     notes: tuple[str, ...]
+
+
+def located(reference: str) -> Path:
+    """The folder or file that a recipe names; "demo" is a file of the embedded model."""
+    if reference == "demo":
+        return Path(str(files("quaver.demo") / "model" / "reference.safetensors"))
+    return Path(reference).expanduser()
 
 
 def load_clips(folder: Path, *, rate: int, samples: int, count: int = 0) -> ReferenceSet:
@@ -68,8 +77,8 @@ def defects(waveforms: Array, what: str) -> tuple[str, ...]:
     return tuple(note for note, count in found.items() if count)
 
 
-def load_features(path: Path, *, network: str) -> Array:
-    """Features `[N, D]` or `[N, F, D]` that a network of this name heard in reference clips.
+def load_features(path: Path, *, network: str) -> tuple[Array, str]:
+    """Features `[N, D]` or `[N, F, D]` that a network of this name heard in reference clips, and their note.
 
     Raises: ArtifactError when the file is missing, no such file, or of another network.
     """
@@ -77,19 +86,19 @@ def load_features(path: Path, *, network: str) -> Array:
 
     try:
         with safe_open(path, framework="np") as file:
-            heard, features = (file.metadata() or {}).get("network", ""), file.get_tensor("features")
+            said, features = file.metadata() or {}, file.get_tensor("features")
     except FileNotFoundError as error:
         raise ArtifactError(f"no reference set at {path}: name a folder of WAV files, or a file of features") from error
     except (OSError, SafetensorError) as error:
         raise ArtifactError(
             f"{path} holds no reference features ({first_line(error)}): name a folder of WAV"
         ) from error
-    if heard != network:
+    if (heard := said.get("network", "")) != network:
         raise ArtifactError(
             f"{path} holds features of {heard or 'a network it does not name'}, expected {network}: name a folder of "
             "WAV files, whose features are then taken anew"
         )
-    return features
+    return features, said.get("note", "")
 
 
 def save_features(path: Path, features: Array, *, network: str) -> Path:

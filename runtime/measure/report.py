@@ -58,7 +58,7 @@ class ValidateSettings:
     max_latent_error: float = 0.1  # budget: the upper bound of the mean relative error of the finished latent
     min_speedup: float = 1.0  # budget: the lower bound of float seconds over this engine's, one U-Net call
     networks: tuple[str, ...] = ("probe",)  # feature networks of set measures: probe, vggish, panns, clap, onnx:FILE
-    reference: str = ""  # real clips to compare sets with: a folder of WAV files, or a file of features
+    reference: str = ""  # real clips to compare sets with: a folder of WAV files, a file of features, or "demo"
     latency_runs: int = 30  # pairs of calls
     latency_warmup: int = 3  # calls before them
     generations: int = 3  # whole generations that are timed, in a process of their own

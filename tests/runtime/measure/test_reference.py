@@ -8,7 +8,7 @@ import pytest
 
 from quaver.runtime.audio import write_wav
 from quaver.runtime.errors import ArtifactError
-from quaver.runtime.measure import reference
+from quaver.runtime.measure import probe, reference
 
 RATE = 16_000
 
@@ -69,7 +69,8 @@ def test_the_first_of_several_channels_is_taken(tmp_path: Path):
 def test_features_come_back_as_they_were_kept_and_of_no_other_network(tmp_path: Path):
     features = np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32)
     path = reference.save_features(tmp_path / "set.safetensors", features, network="VGGish")
-    assert np.array_equal(reference.load_features(path, network="VGGish"), features)
+    found, note = reference.load_features(path, network="VGGish")
+    assert np.array_equal(found, features) and note == ""
     with pytest.raises(ArtifactError, match="holds features of VGGish, expected embedded probe"):
         reference.load_features(path, network="embedded probe")
     with pytest.raises(ArtifactError, match="no reference set at"):
@@ -77,3 +78,11 @@ def test_features_come_back_as_they_were_kept_and_of_no_other_network(tmp_path: 
     (tmp_path / "bad.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(ArtifactError, match="holds no reference features"):
         reference.load_features(tmp_path / "bad.safetensors", network="VGGish")
+
+
+def test_the_embedded_models_own_clips_are_named_as_its_probe_and_say_what_they_are():
+    name = probe.embedded("", rate=RATE, probe=Path(__file__)).name
+    features, note = reference.load_features(reference.located("demo"), network=name)
+    assert features.shape == (500, 64) and np.isfinite(features).all()
+    assert note.startswith("the reference is 500 real clips of other captions")
+    assert reference.located("clips") == Path("clips")
