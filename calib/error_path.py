@@ -61,7 +61,6 @@ def fit_path(
     shape: Sequence[int],
     k: int,
     *,
-    clip: float | None,
     state: Path,
     stamp: Stamp,
     progress: Progress,
@@ -80,7 +79,7 @@ def fit_path(
         bar.step(len(found))
         for index, move in enumerate(plan.moves[len(found) :], start=len(found)):
             z = noise(index, paths.x.shape) if move.sigma > 0.0 else None
-            law, paths = fit_step(parts, move, paths, z, odd, k, clip=clip)
+            law, paths = fit_step(parts, move, paths, z, odd, k, clip=plan.clip)
             found.append(law)
             _save(state, found, paths, stamp)
             bar.step()

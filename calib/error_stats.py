@@ -232,7 +232,5 @@ def follow(
             parts.append(Part(slice(start, start + len(shard.texts)), *both))
             start += len(shard.texts)
         moves = plan(sampling.sampler, session.schedule, steps=sampling.steps, eta=sampling.eta)
-        clip, shape = session.schedule.clip, session.latent_shape
-        return fit_path(
-            parts, shards, moves, shape, pair.neighbourhood, clip=clip, state=state, stamp=stamp, progress=progress
-        )
+        shape = session.latent_shape
+        return fit_path(parts, shards, moves, shape, pair.neighbourhood, state=state, stamp=stamp, progress=progress)

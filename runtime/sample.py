@@ -104,14 +104,13 @@ def sample(
     x_T: Array,
     plan: Plan,
     *,
-    clip: float | None = None,
     correct: Correct = correct_none,
     noise: Noise | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Array:
     """Draw samples x_0 [B, C, H, W] from noise x_T [B, C, H, W], which is N(0, 1), along a plan.
 
-    `clip` bounds |x_0'| in every step. `noise(index, shape)` is asked once per step that adds noise.
+    `noise(index, shape)` is asked once per step that adds noise.
     Raises: QuaverError when it is not there.
     """
     x, before = x_T if plan.start == 1.0 else x_T * plan.start, None
@@ -119,7 +118,7 @@ def sample(
         eps_raw = denoise(x, move.t)
         fixed = correct(eps_raw, move.t, x)
         z = _draw(noise, index, x) if move.sigma > 0.0 else None
-        x_prev, before, clipped = advance(move, x, fixed, z, clip=clip, before=before)
+        x_prev, before, clipped = advance(move, x, fixed, z, clip=plan.clip, before=before)
         if on_step is not None:
             on_step(Step(index, move.t, x, eps_raw, fixed.eps, x_prev, before, clipped))
         x = x_prev
@@ -135,7 +134,7 @@ def sample_with(sampler: str) -> Callable[..., Array]:
     """A sampler by name: (denoise, x_T, schedule, *, steps, eta=0, correct, noise, on_step) -> x_0 [B, C, H, W]."""
 
     def draw(denoise: Denoise, x_T: Array, schedule: Schedule, *, steps: int, eta: float = 0.0, **rest: Any) -> Array:
-        return sample(denoise, x_T, plan(sampler, schedule, steps=steps, eta=eta), clip=schedule.clip, **rest)
+        return sample(denoise, x_T, plan(sampler, schedule, steps=steps, eta=eta), **rest)
 
     return draw
 
@@ -149,7 +148,7 @@ def advance(
 ) -> tuple[Array, Array, int]:
     """One step: x [B, C, H, W] and corrected eps to x', to x_0' [B, C, H, W], and how many channels were clipped.
 
-    `before` is the x_0' of the step before, None in the first one.
+    `clip` bounds |x_0'|. `before` is the x_0' of the step before, None in the first one.
     """
     a, s, eps = move.a, move.sigma, fixed.eps
     s_new, clipped = reduce_sigma(s, move.k, fixed.var)

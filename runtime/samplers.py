@@ -15,6 +15,7 @@ Every sampler here is one equation with other numbers in it. From noise level a 
 
 with room = 1 - a', sigma = sqrt((1 - a') / (1 - a) (1 - a / a')), h = lambda' - lambda, lambda = log sqrt(a / (1 - a)),
 and r the step before over this one in lambda. (*) "fixed_large", which adds the difference of variances to room.
+DDIM and DDPM bound x_0' where a schedule says so; of the others diffusers' never do.
 
 DDIM: arXiv:2010.02502, eqs. 12 and 16. DDPM: arXiv:2006.11239, eq. 7. Euler: arXiv:2206.00364, algorithm 2 without
 churn, in sigma space, where the state is x / sqrt(a). DPM-Solver++ 2M and its SDE: arXiv:2211.01095, algorithm 2 and
@@ -60,10 +61,11 @@ class Move:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a sampler; `start` is what x_T ~ N(0, 1) is multiplied with."""
+    """The steps of a sampler; `start` is what x_T ~ N(0, 1) is multiplied with, `clip` bounds |x_0'| in every step."""
 
     moves: tuple[Move, ...]
     start: float = 1.0
+    clip: float | None = None
 
     @property
     def timesteps(self) -> np.ndarray:
@@ -95,7 +97,8 @@ def ddim(schedule: Schedule, steps: int, eta: float) -> Plan:
     """DDIM: eta = 0 an ODE, eta = 1 DDPM's noise; the last step ends at the schedule's final level."""
     at = timesteps(schedule, steps).tolist()
     pairs = [(alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous(schedule, t, steps))) for t in at]
-    return Plan(tuple(Move(t, a, b, eta * _sigma(a, b), 1.0 - b) for t, (a, b) in zip(at, pairs, strict=True)))
+    moves = tuple(Move(t, a, b, eta * _sigma(a, b), 1.0 - b) for t, (a, b) in zip(at, pairs, strict=True))
+    return Plan(moves, clip=schedule.clip)
 
 
 def ddpm(schedule: Schedule, steps: int, eta: float) -> Plan:
@@ -109,7 +112,7 @@ def ddpm(schedule: Schedule, steps: int, eta: float) -> Plan:
         small = _sigma(a, b)
         large = math.sqrt(1.0 - a / b) if schedule.variance == "fixed_large" and t > 0 else small
         moves.append(Move(t, a, b, large, 1.0 - b - small**2 + large**2, implied=schedule.clip is not None))
-    return Plan(tuple(moves))
+    return Plan(tuple(moves), clip=schedule.clip)
 
 
 def euler(schedule: Schedule, steps: int, eta: float, *, ancestral: bool = False) -> Plan:

@@ -165,7 +165,7 @@ def drawn(scheduler: Any, move: Move, given: Mapping[str, Any]) -> tuple[Array, 
     x = x * math.sqrt(move.a) if shrinks else x
     fixed = (correction.correct if correction else correct_none)(to_eps(out, x, move.t, schedule), move.t, x)
     z = precise(standard_normal(given, fine=scheduler.course.sampler in FINE)) if move.sigma > 0.0 else None
-    x_prev, x_0, clipped = advance(move, x, fixed, z, clip=schedule.clip, before=scheduler.before)
+    x_prev, x_0, clipped = advance(move, x, fixed, z, clip=scheduler.course.plan.clip, before=scheduler.before)
     scheduler.before, scheduler.clipped = x_0, scheduler.clipped + clipped
     return (x_prev / math.sqrt(move.a_prev) if shrinks else x_prev), x_0
 

@@ -67,9 +67,7 @@ def fitted(
     reference: Denoise | None = None,
 ) -> tuple[Local, np.ndarray]:
     both = list(parts(engine or world(schedule, error), reference or world(schedule, 0.0)))
-    return fit_path(
-        both, SHARDS, moves, SHAPE, K, clip=schedule.clip, state=state, stamp=Stamp("shard"), progress=quiet()
-    )
+    return fit_path(both, SHARDS, moves, SHAPE, K, state=state, stamp=Stamp("shard"), progress=quiet())
 
 
 def ends(moves: Plan, denoise: Denoise, correct: Any = correct_none) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 
@@ -87,6 +88,21 @@ def test_ddpm_clips_and_spreads_as_diffusers_does(settings, steps, monkeypatch):
     schedule = read_schedule(config)
     ours = SAMPLERS["ddpm"](bumpy, np.random.default_rng(0).standard_normal(SHAPE), schedule, steps=steps, noise=seeded)
     assert np.linalg.norm(ours - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_sampler_bounds_the_samples_of_a_model_that_does_where_the_scheduler_of_its_name_would(name, monkeypatch):
+    """Most schedulers do not know of clipping, and leave that setting alone."""
+    kind, settings = THEIRS[name]
+    config = {**CONFIG, **settings, "clip_sample": True}
+    takes = inspect.signature(getattr(pytest.importorskip("diffusers"), kind)).parameters
+    known = {key: value for key, value in config.items() if key in takes}
+    expected, _ = drawn_by_diffusers(name, known, 20, monkeypatch)
+    x_T, schedule = np.random.default_rng(0).standard_normal(SHAPE), read_schedule(config)
+    ours = SAMPLERS[name](bumpy, x_T, schedule, steps=20, noise=seeded)
+    assert np.linalg.norm(ours - expected) <= 1e-5 * np.linalg.norm(expected)
+    assert (np.abs(expected).max() < 1.1) == (name in ("ddim", "ddpm"))
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
