@@ -152,6 +152,20 @@ def test_a_sample_that_is_not_finite_leaves_no_pair_and_stops_no_other(schedule,
     assert np.linalg.norm(kept - wanted) < 0.5 * np.linalg.norm(free - wanted)
 
 
+def test_a_sample_that_fails_once_goes_on_from_the_float_models_path(schedule, tmp_path) -> None:
+    """Also with what a multistep sampler remembers of it."""
+    moves, seen = plan("dpmsolver++", schedule, steps=STEPS), []
+
+    def once(x: np.ndarray, t: float) -> np.ndarray:
+        seen.append(bool(np.isfinite(x).all()))
+        q = world(schedule, 0.1)(x, t)
+        q[0] = np.nan if t == moves.timesteps[0] else q[0]
+        return q
+
+    fitted(moves, schedule, tmp_path / "state.safetensors", engine=once)
+    assert len(seen) == STEPS * len(SHARDS) and all(seen)
+
+
 def test_a_step_that_eps_hardly_moves_is_not_corrected(schedule, tmp_path) -> None:
     moves = plan("ddim", schedule, steps=2, eta=0.0)
     first, second = moves.moves

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from quaver.exporter import cli
 from quaver.runtime.artifact import digest_folder
 from quaver.runtime.audio import read_wav
 from quaver.runtime.clips import generate_to_files, plan_files, slug, step_path, usual_place
+from quaver.runtime.correct import Corrected
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from quaver.runtime.generate import generate
 from quaver.runtime.progress import quiet
@@ -98,6 +100,17 @@ def test_previews_lie_beside_the_clip(made_bundle, tmp_path):
     assert len({path.read_bytes() for path in [*paths, *steps]}) == 15
     with pytest.raises(QuaverError, match="every -1 steps, expected every 1 or more"):
         written(made_bundle, tmp_path, preview_every=-1)
+
+
+def test_steps_whose_residual_found_no_room_in_the_noise_are_counted_and_told(
+    made_bundle, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("quaver.runtime.generate.make_correct", lambda *_: lambda q, t, x: Corrected(q, 9.0))
+    with caplog.at_level(logging.WARNING, logger="quaver"):
+        written(made_bundle, tmp_path, PROMPTS[:3], SEEDS[:3], batch=2, steps=4)
+        assert caplog.text == ""  # without noise there is nothing to take it off
+        written(made_bundle, tmp_path, PROMPTS[:3], SEEDS[:3], batch=2, steps=4, eta=1.0)
+    assert caplog.messages == ["the correction's residual exceeded the sampler's noise 4 times"] * 2
 
 
 def test_an_engine_that_fails_in_the_second_batch_leaves_the_files_of_the_first(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from quaver.runtime.artifact import Stamp, digest_file
-from quaver.runtime.correct import Corrected
+from quaver.runtime.correct import Corrected, correct_none
+from quaver.runtime.denoise import CORRECTION
 from quaver.runtime.engine import open_engine
 from quaver.runtime.error_law import ErrorStats, save_stats
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError, RecipeError
@@ -92,6 +93,17 @@ def test_noise_is_per_seed_stream_and_step():
     assert len({array.tobytes() for array in drawn}) == 5
     with pytest.raises(QuaverError, match="one seed per sample"):
         noise(0, (3, 2, 3))
+
+
+def test_a_correction_is_given_the_seeds_stream_that_is_not_the_samplers(made_bundle, monkeypatch):
+    """Statement 3: separate from the sampler's, and the seed's own."""
+    given, shape = [], (2, 2, 4, 4)
+    monkeypatch.setattr(
+        "quaver.runtime.generate.make_correct", lambda name, stats, noise: given.append(noise(0, shape)) or correct_none
+    )
+    run(made_bundle, PROMPTS[:2], SEEDS[:2], eta=1.0)
+    np.testing.assert_array_equal(given[0], step_noise(SEEDS[:2], CORRECTION)(0, shape))
+    assert np.abs(given[0] - step_noise(SEEDS[:2])(0, shape)).min() > 0
 
 
 def test_every_step_is_shown(made_bundle):
