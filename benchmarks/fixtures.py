@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.figures import publish
 from quaver.exporter.checkpoints import tango
-from quaver.exporter.checkpoints.layout import find_checkpoint
+from quaver.exporter.checkpoints.layout import MAIN, TANGO, find_checkpoint
 from quaver.exporter.checkpoints.original import load_original
 from quaver.exporter.checkpoints.signs import likely_family
 from quaver.exporter.checkpoints.tensors import read_tensors
@@ -87,7 +87,7 @@ def judge(folder: Path, place: Path) -> Iterator[dict[str, Any]]:
     from safetensors.numpy import load_file
 
     io = load_file(folder / IO)
-    source = folder if find_checkpoint(folder) and not lacks_unet(folder) else with_unet(folder, place / "source")
+    source = with_unet(folder, place / "source") if lacks_unet(folder) else folder
     checkpoint = find_checkpoint(source)
     assert checkpoint is not None
     family = likely_family(read_tensors(checkpoint.weights))
@@ -145,8 +145,7 @@ def off(found: np.ndarray, known: np.ndarray) -> float:
 
 def lacks_unet(folder: Path) -> bool:
     """Whether this is TANGO without the file of its U-Net and text encoder."""
-    checkpoint = find_checkpoint(folder)
-    return checkpoint is not None and not checkpoint.weights.exists()
+    return (folder / TANGO).is_file() and not (folder / MAIN).exists()
 
 
 def with_unet(folder: Path, place: Path) -> Path:
@@ -159,7 +158,7 @@ def with_unet(folder: Path, place: Path) -> Path:
     shapes = {name: value.shape for name, value in tango.make_unet(config).named_parameters()}
     weights = {f"unet.{name}": torch.randn(size, generator=draw) / max(size[-1], 8) for name, size in shapes.items()}
     text = {f"text_encoder.{key}": value for key, value in read_tensors(folder / "text_encoder.safetensors").items()}
-    torch.save(weights | text, place / "pytorch_model_main.bin")
+    torch.save(weights | text, place / MAIN)
     return place
 
 

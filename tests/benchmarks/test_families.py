@@ -1,10 +1,11 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import families, full_size
-from benchmarks.fixtures import off
+from benchmarks.fixtures import judge, off
 
 FOUND = {"s": 2.0, "processor s": 1.0, "peak": 3 * 10**9, "bytes": 10**9}
 
@@ -80,6 +81,15 @@ def test_what_was_not_measured_stays_empty_and_reaches_nothing():
 
 def test_an_error_is_relative_and_sees_past_a_dimension_of_one():
     assert off(np.array([[3.0, 4.0]]), np.array([[[3.0, 0.0]]])) == pytest.approx(4 / 3)
+
+
+@pytest.mark.slow
+def test_tangos_fixture_comes_without_a_unet_and_is_judged_all_the_same(tmp_path):
+    pytest.importorskip("diffusers")
+    folder = Path(__file__).parents[1] / "data" / "checkpoints" / "tango"
+    rows = {row["network"]: row for row in judge(folder, tmp_path)}
+    assert set(rows) == {"text_encoder", "vae_decoder", "vocoder"}
+    assert max(row["torch"] for row in rows.values()) <= 1e-4 and max(row["ONNX"] for row in rows.values()) <= 1e-3
 
 
 @pytest.mark.slow
