@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quaver.exporter.checkpoints.layout import CLAPS, VOCODERS
+from quaver.exporter.checkpoints.layout import CLAPS, MAIN, TANGO, VOCODERS
 from quaver.exporter.checkpoints.layout import WEIGHTS as CHECKPOINTS
 from quaver.runtime.errors import RecipeError, first_line
 from quaver.runtime.lazy import need
@@ -51,7 +51,7 @@ WEIGHTS = (  # of a network, in order of preference; of an index, the files it l
     "diffusion_pytorch_model.bin",
     "pytorch_model.bin",
 )
-TANGO = ("main_config.json", "pytorch_model_main.bin", "pytorch_model_vae.bin")
+WHOLE_TANGO = (TANGO, MAIN, "pytorch_model_vae.bin")
 BESIDE = tuple(f"{folder}/*" for folder in (*VOCODERS, *CLAPS))  # of an original checkpoint
 
 ANSWER = 5.0  # s that a hub may take to say anything; of every address its name has
@@ -138,8 +138,8 @@ def wanted_files(folder: Path, there: Collection[str]) -> list[str]:
         return weights + [f"{part}/{NAMED[part]}" for part in parts_of(index, NAMED)]
     if "unet/config.json" in there:
         return list(weights_of("unet", folder, there))
-    if TANGO[0] in there:
-        return list(TANGO)
+    if TANGO in there:
+        return list(WHOLE_TANGO)
     checkpoints = matching(there, ("*.ckpt",))
     if len(checkpoints) != 1:
         found = ", ".join(checkpoints) or "none"
