@@ -2,7 +2,7 @@
 
 Calls of float and engine take turns in one process, after warm-up, so a machine that slows down slows both; speed-up is
 the median over pairs with a bootstrap interval. Whole generations run in a process of their own, whose peak of memory
-is the engine's. Engines have `threads` threads.
+is the engine's. Engines have `threads` threads and keep to as many cores.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from quaver.runtime.denoise import initial_noise
 from quaver.runtime.errors import QuaverError
 from quaver.runtime.measure.compare import call_feeds, load_seconds
 from quaver.runtime.measure.cost import environment, file_bytes
-from quaver.runtime.measure.generation import generation_cost
+from quaver.runtime.measure.generation import generation_cost, on_cores, usable_cores
 from quaver.runtime.measure.latency import time_pair
 from quaver.runtime.measure.report import Subject
 from quaver.runtime.measure.table import Row, markdown
+from quaver.runtime.measure.units import counted
 from quaver.runtime.progress import Progress
 from quaver.runtime.session import FLOAT, Session, open_bundle
 
@@ -49,10 +50,9 @@ def bench(
     for subject in subjects:
         (progress or Progress()).say(f"bench {subject.name}")
         engines.append(time_engine(subject, batches, threads=threads, **counts))
-    cores = environment()["cores"]
     return {
         "environment": environment(),
-        "threads": threads or int(cores),
+        "threads": threads or len(usable_cores()),
         "runs": runs,
         "warmup": warmup,
         "generations": generations,
@@ -67,12 +67,14 @@ def time_engine(
     """The times of one engine and its float model."""
     target, bundle = subject.settings.target, subject.bundle
     with ExitStack() as stack:
+        stack.enter_context(on_cores(threads))
         reference = stack.enter_context(open_bundle(bundle, engine_file=FLOAT, threads=threads))
         judged = stack.enter_context(open_bundle(bundle, engine_file=target, threads=threads))
         calls = {str(batch): _pair(reference, judged, target, batch, runs, warmup) for batch in batches}
         prompts = (reference.family.example,)
+        files = {FLOAT: bundle.float_unet, target: bundle.engine(target)}
+        load = {name: load_seconds(path, threads) for name, path in files.items()}
     names = (FLOAT, target) if generations else ()
-    files = {FLOAT: bundle.float_unet, target: bundle.engine(target)}
     return {
         "name": subject.name,
         "target": target,
@@ -83,7 +85,7 @@ def time_engine(
             )
             for name in names
         },
-        "load_s": {name: load_seconds(path) for name, path in files.items()},
+        "load_s": load,
         "bytes": {name: file_bytes(path) for name, path in files.items()},
     }
 
@@ -135,8 +137,9 @@ def describe(report: Report) -> str:
     """The machine and the table, as Markdown."""
     place = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
     head = (
-        f"{place}\n{report['threads']} threads, {report['runs']} pairs of calls after {report['warmup']} of warm-up,"
-        f" {report['generations']} generations; load of the machine {_load(report)}\n"
+        f"{place}\n{counted(report['threads'], 'thread')}, {counted(report['runs'], 'pair of calls')} after"
+        f" {report['warmup']} of warm-up, {counted(report['generations'], 'generation')};"
+        f" load of the machine {_load(report)}\n"
     )
     return f"{head}\n{markdown(bench_rows(report))}".rstrip()
 

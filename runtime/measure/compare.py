@@ -47,11 +47,12 @@ def compare_calls(
     runs: int,
     warmup: int,
     batch: int = 2,
+    threads: int | None = None,
 ) -> Rows:
     """One U-Net call through both engines: paired times, speed-up, output error, loading, bytes.
 
     The error is taken on states of the float trajectory `[S, N, C, T, F]` that visits timesteps `at` `[S]`, one per
-    sample and at every step in turn.
+    sample and at every step in turn. `threads` is what both were opened with.
     """
     rng = np.random.default_rng(0)
     pick = np.arange(len(pairs.prompts)) % max(len(states) - 1, 1)
@@ -71,7 +72,7 @@ def compare_calls(
         "speedup": speedup.as_json(),
         "peak_rss_bytes": peak_rss_bytes(),
         "engines": {
-            name: {**asdict(timing), "load_s": load_seconds(path), "bytes": file_bytes(path)}
+            name: {**asdict(timing), "load_s": load_seconds(path, threads), "bytes": file_bytes(path)}
             for (name, path), timing in zip(files.items(), (float_time, time), strict=True)
         },
     }
@@ -101,9 +102,9 @@ def _over(correct: Correct, x_t: Array, at: Array) -> None:
         correct(x_t, t, x_t)
 
 
-def load_seconds(path: Path) -> float:
+def load_seconds(path: Path, threads: int | None = None) -> float:
     """Seconds to open an engine and be ready for its first call."""
-    return seconds(lambda: open_engine(path).close())
+    return seconds(lambda: open_engine(path, threads=threads).close())
 
 
 def correction_rows(

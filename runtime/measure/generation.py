@@ -16,8 +16,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,10 +96,9 @@ def generation_cost(
 def measure(asked: Mapping[str, Any]) -> GenerationCost:
     """Do what was asked, in this process. Raises: QuaverError as opening and generating do."""
     threads, idle = int(asked["threads"]), peak_rss_bytes()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, usable_cores()[:threads])
     sampling, bundle = SamplingSettings(**asked["sampling"]), Bundle(Path(asked["bundle"]))
     with ExitStack() as stack:
+        stack.enter_context(on_cores(threads))
         opened: list[Session] = []
         opening = open_bundle(bundle, engine_file=asked["engine"], threads=threads)
         load = seconds(lambda: opened.append(stack.enter_context(opening)))
@@ -141,6 +140,19 @@ def first_prompt(bundle: Bundle) -> str:
 def usable_cores() -> list[int]:
     """The cores this process may run on."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+@contextmanager
+def on_cores(threads: int | None) -> Iterator[None]:
+    """Keep to as many cores as there are threads; engines that are opened meanwhile keep to them too. None: all."""
+    before = usable_cores()
+    if threads and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, before[:threads])
+    try:
+        yield
+    finally:
+        if threads and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, before)
 
 
 def _answer(text: str) -> dict[str, Any]:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from quaver.runtime.artifact import Stamp, digest_file, digest_json, sweep
+from quaver.runtime.artifact import Stamp, digest_file, digest_folder, digest_json, sweep
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.config import override, read_toml, to_config
 from quaver.runtime.errors import RecipeError, first_line
-from quaver.runtime.measure.report import Subject, ValidateSettings, write_report
+from quaver.runtime.measure.reference import located
+from quaver.runtime.measure.report import Subject, ValidateSettings, digests, write_report
 from quaver.runtime.progress import Progress
 from quaver.runtime.sample import SamplingSettings
 from quaver.runtime.session import rerun
 
 FOLDER = "compare"
+TIMED = ("latency_runs", "latency_warmup", "generations", "threads")  # settings that times are compared at
 
 
 def folder_of(sources: Sequence[Path]) -> Path:
@@ -49,6 +51,8 @@ def compare(
 def find_subjects(sources: Sequence[Path], overrides: Sequence[str] = ()) -> list[Subject]:
     """The engines of recipes or bundles, named after their folders; those that share a name have their parents' too.
 
+    All are timed as the first one says.
+
     Raises: RecipeError as `compare`.
     """
     bundles = [Bundle(path.with_suffix("") if path.suffix == ".toml" else path) for path in map(Path, sources)]
@@ -61,10 +65,12 @@ def find_subjects(sources: Sequence[Path], overrides: Sequence[str] = ()) -> lis
             "/".join(root.parts[-1 - name.count("/") - (names.count(name) > 1) :])
             for name, root in zip(names, roots, strict=True)
         ]
-    return [
+    found = [
         Subject(name, bundle, *settings_of(Path(path), bundle, overrides))
         for name, path, bundle in zip(names, sources, bundles, strict=True)
     ]
+    timed = {name: getattr(found[0].settings, name) for name in TIMED}
+    return [replace(subject, settings=replace(subject.settings, **timed)) for subject in found]
 
 
 def settings_of(path: Path, bundle: Bundle, overrides: Sequence[str]) -> tuple[ValidateSettings, SamplingSettings]:
@@ -86,10 +92,10 @@ def settings_of(path: Path, bundle: Bundle, overrides: Sequence[str]) -> tuple[V
 def stamp_of(subjects: Sequence[Subject]) -> Stamp:
     """What a joint report was made from."""
     settings = {subject.name: [asdict(subject.settings), asdict(subject.sampling)] for subject in subjects}
-    inputs = {
-        f"{subject.name}/{path.name}": digest_file(path)
-        for subject in subjects
-        for path in (subject.bundle.float_unet, subject.bundle.engine(subject.settings.target))
-        if path.exists()
-    }
+    inputs: dict[str, str] = {}
+    for subject in subjects:
+        own = digests(subject.bundle, subject.settings.target)
+        if (named := subject.settings.reference) and (clips := located(named)).exists():
+            own["reference"] = (digest_folder if clips.is_dir() else digest_file)(clips)
+        inputs |= {f"{subject.name}/{name}": digest for name, digest in own.items()}
     return Stamp("validate", settings=digest_json(settings), inputs=inputs)

@@ -12,6 +12,7 @@ from typing import Any
 from quaver.runtime.measure.hearing import REAL_FLOOR
 from quaver.runtime.measure.quality import FEWEST
 from quaver.runtime.measure.trajectories import Pairs
+from quaver.runtime.measure.units import counted
 from quaver.runtime.measure.verdict import best_row
 
 Rows = Sequence[Mapping[str, Any]]
@@ -33,7 +34,8 @@ def notes(pairs: Pairs, references: Rows, engines: Rows) -> list[str]:
     if len(rates) > 1:
         found.append(f"Clips have different sample rates ({', '.join(f'{rate} Hz' for rate in rates)}).")
     if (fewest := min((engine["call"]["runs"] for engine in engines), default=MEDIAN)) < MEDIAN:
-        found.append(f"{fewest} pairs of calls are too few for a 95% interval of the speed-up: time {MEDIAN} or more.")
+        few = counted(fewest, "pair of calls")
+        found.append(f"{few}, too few for a 95% interval of the speed-up: time {MEDIAN} or more.")
     for kind, why in (("silent", "silent"), ("clipped", "louder than full scale, and clipped in their files")):
         counts = [(row["name"], row[kind]) for row in references]
         counts += [(engine["name"], best_row(engine["corrections"])[kind]) for engine in engines]

@@ -29,7 +29,7 @@ from quaver.runtime.measure.compare import (
 from quaver.runtime.measure.cost import environment, file_bytes
 from quaver.runtime.measure.evidence import prompt_facts, range_facts, site_facts
 from quaver.runtime.measure.features import opener
-from quaver.runtime.measure.generation import generation_cost
+from quaver.runtime.measure.generation import generation_cost, on_cores, usable_cores
 from quaver.runtime.measure.hearing import Scene, set_measures
 from quaver.runtime.measure.media import Voice, levels, move_media, shown_clips, write_voice
 from quaver.runtime.measure.page import render
@@ -37,6 +37,7 @@ from quaver.runtime.measure.plan import plan_facts
 from quaver.runtime.measure.remarks import notes, unmeasured
 from quaver.runtime.measure.takes import Drawing, draw_spread, draw_takes
 from quaver.runtime.measure.trajectories import Pairs, Take, held_out
+from quaver.runtime.measure.units import counted
 from quaver.runtime.measure.verdict import best_row, joint_verdict, verdict
 from quaver.runtime.plug import plug
 from quaver.runtime.progress import Progress
@@ -61,6 +62,7 @@ class ValidateSettings:
     reference: str = ""  # real clips to compare sets with: a folder of WAV files, a file of features, or "demo"
     latency_runs: int = 30  # pairs of calls
     latency_warmup: int = 3  # calls before them
+    threads: int = 0  # of engines, for every figure, on as many cores; 0: all cores
     generations: int = 3  # whole generations that are timed, in a process of their own
     batch: int = 8  # samples drawn at once
     seed: int = 100_000  # of the first trajectory; the fits count from 1,000,000 on
@@ -74,6 +76,7 @@ class ValidateSettings:
             "min_speedup": self.min_speedup < 0 and "0 or more",
             "latency_runs": self.latency_runs < 1 and "1 or more",
             "latency_warmup": self.latency_warmup < 1 and "1 or more",
+            "threads": self.threads < 0 and "1 or more, or 0 for all cores",
             "generations": self.generations < 0 and "0 or more",
             "batch": self.batch < 1 and "1 or more",
             "seed": not 0 <= self.seed < 2**32 - 2 * self.trajectories
@@ -168,16 +171,18 @@ def measure(
 ) -> None:
     """Draw the takes of one engine and of its float model, and add what they say to the findings."""
     bundle, settings, sampling = subject.bundle, subject.settings, subject.sampling
+    threads = settings.threads or None
     with ExitStack() as stack:
-        reference = stack.enter_context(open_bundle(bundle, engine_file=FLOAT))
-        judged = stack.enter_context(open_bundle(bundle, engine_file=settings.target))
+        stack.enter_context(on_cores(threads))
+        reference = stack.enter_context(open_bundle(bundle, engine_file=FLOAT, threads=threads))
+        judged = stack.enter_context(open_bundle(bundle, engine_file=settings.target, threads=threads))
         how = Drawing(sampling, settings.batch, place.shards("validate"), progress)
         takes, paths = draw_takes(how, reference, judged, pairs, settings.corrections)
         spread, beside = draw_spread(how, reference, pairs, takes[FLOAT])
         findings.kept.update(paths.values(), beside)
         runs = {"runs": settings.latency_runs, "warmup": settings.latency_warmup}
         visits = visited(sampling, reference.schedule)
-        call = compare_calls(reference, judged, pairs, takes[FLOAT].states, visits, **runs)
+        call = compare_calls(reference, judged, pairs, takes[FLOAT].states, visits, threads=threads, **runs)
         explained = explained_rows(reference, judged, pairs, takes[FLOAT].states, sampling, settings.corrections)
         added = correction_seconds(judged, sampling, settings.corrections, takes[FLOAT].latents[:1], visits)
         rate = reference.sample_rate if takes[FLOAT].waveforms.size else 0
@@ -216,7 +221,7 @@ def engine_facts(
         "reference": reference,
         "verdict": verdict(settings.target, rows, call, settings),
         "corrections": rows,
-        "call": {**call, "threads": f"all {environment()['cores']} cores"},
+        "call": {**call, "threads": threads_of(settings)},
         "generation": generation(subject, settings.target, best_row(rows)["name"]),
         "bytes": file_bytes(bundle.engine(settings.target)),
         "sets": sets,
@@ -228,6 +233,12 @@ def engine_facts(
         "sampling": asdict(subject.sampling),
         "digests": digests(bundle, settings.target),
     }
+
+
+def threads_of(settings: ValidateSettings) -> str:
+    """How many threads an engine has, in words."""
+    cores = len(usable_cores())
+    return f"all {counted(cores, 'core')}" if settings.threads in (0, cores) else counted(settings.threads, "thread")
 
 
 def staged(place: Bundle) -> Bundle:
@@ -256,8 +267,9 @@ def generation(subject: Subject, engine: str, correct: str = "none") -> Report |
     if not subject.settings.generations:
         return None
     try:
-        runs = subject.settings.generations
-        return asdict(generation_cost(subject.bundle, engine, subject.sampling, correct=correct, runs=runs))
+        runs, threads = subject.settings.generations, subject.settings.threads or None
+        cost = generation_cost(subject.bundle, engine, subject.sampling, correct=correct, threads=threads, runs=runs)
+        return asdict(cost)
     except QuaverError as error:
         return {"missing": f"{error}."}
 

@@ -54,6 +54,12 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.0e}"
 
 
+def counted(number: int, thing: str) -> str:
+    """So many of a thing, in the plural unless it is one: "1 pair of calls"."""
+    first, _, rest = thing.partition(" ")
+    return f"{number} {first}{'s' * (number != 1)}{f' {rest}' * bool(rest)}"
+
+
 def spoken(correction: str) -> str:
     """The name of a correction in a heading."""
     return "no correction" if correction == "none" else correction

@@ -8,7 +8,7 @@ from typing import Any
 
 from quaver.runtime.measure.markup import Markup, h, join
 from quaver.runtime.measure.page.elements import Report, again, cell, line, note, section, several, table
-from quaver.runtime.measure.units import giga, megabytes, milliseconds, percent, spoken
+from quaver.runtime.measure.units import counted, giga, megabytes, milliseconds, percent, spoken
 
 NOTHING = Markup("<td>–</td>")
 
@@ -65,8 +65,8 @@ def generations(report: Report) -> Markup | None:
         return join(*remarks) if remarks else None
     first = timed[0][1]
     caption = (
-        f"From prompt to clip: {first['steps']} steps, batch {first['batch']}, {first['threads']} threads,"
-        f" {first['runs']} runs after {first['warmup']} of warm-up, each engine in a process of its own"
+        f"From prompt to clip: {first['steps']} steps, batch {first['batch']}, {counted(first['threads'], 'thread')},"
+        f" {counted(first['runs'], 'run')} after {first['warmup']} of warm-up, each engine in a process of its own"
     )
     head = ("", "median", "95th percentile", "first", "opening", "peak memory", "of it before opening")
     body = [

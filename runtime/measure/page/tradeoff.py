@@ -22,7 +22,7 @@ from quaver.runtime.measure.page.elements import (
     titled,
     tone,
 )
-from quaver.runtime.measure.units import decibel, megabytes, milliseconds, percent, spoken, times
+from quaver.runtime.measure.units import counted, decibel, megabytes, milliseconds, percent, spoken, times
 from quaver.runtime.measure.verdict import best_row, corrected_speedup
 from quaver.runtime.session import FLOAT
 
@@ -41,9 +41,9 @@ def tradeoff(report: Report) -> Markup:
     call = engines[0]["call"]
     lede = (
         f"One U-Net call on a batch of {call['batch']}, with what the correction adds to it, against the error of the"
-        f" finished latent. {call['runs']} pairs of calls, float and engine in turns, after {call['warmup']} of"
-        f" warm-up, {call['threads']}; whiskers are 95% intervals, that of time once an engine. No engine beats a point"
-        " on the dashed line in both."
+        f" finished latent. {counted(call['runs'], 'pair of calls')}, float and engine in turns, after"
+        f" {call['warmup']} of warm-up, {call['threads']}; whiskers are 95% intervals, that of time once an engine. No"
+        " engine beats a point on the dashed line in both."
     )
     return section(
         "tradeoff",

@@ -29,7 +29,7 @@ def test_calls_of_each_batch_a_generation_and_loading_are_timed(timed: dict):
 
 def test_what_is_said_names_the_machine_and_has_a_row_for_each(timed: dict):
     text = bench.describe(timed)
-    assert "processor" in text and "1 threads, 3 pairs of calls after 1 of warm-up" in text
+    assert "processor" in text and "1 thread, 3 pairs of calls after 1 of warm-up, 1 generation;" in text
     rows = bench.bench_rows(timed)
     assert [row["What"] for row in rows] == ["call, batch 1", "call, batch 4", "clip, 3 steps"]
     assert [row["Peak memory (MB)"] is None for row in rows] == [True, True, False]

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from quaver.runtime.artifact import load_json
-from quaver.runtime.audio import read_wav
+from quaver.runtime.audio import read_wav, write_wav
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.errors import RecipeError
 from quaver.runtime.measure import joint, table, takes
@@ -167,3 +167,26 @@ def test_a_recipe_says_how_its_bundle_is_judged_and_overrides_replace_it(bundles
     assert (found.settings.clips, found.settings.trajectories) == (1, 9)
     with pytest.raises(RecipeError, match=r"tiny\.toml: unknown key in \[validate\]"):
         joint.find_subjects([recipe], ["validate.trajectorys=9"])
+
+
+def test_engines_that_are_compared_are_timed_alike(bundles: list[Bundle]):
+    bundles[0].recipe.write_text(RECIPE.replace("latency_runs = 2", "latency_runs = 4\nthreads = 1"))
+    timed = [subject.settings for subject in joint.find_subjects([bundle.root for bundle in bundles])]
+    assert [(found.latency_runs, found.threads) for found in timed] == [(4, 1), (4, 1)]
+    assert [found.max_latent_error for found in timed] == [0.1, 1e-6]  # the budget stays each engine's own
+
+
+def test_a_joint_report_says_all_that_it_was_made_from(bundles: list[Bundle], tmp_path: Path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    write_wav(clips / "a.wav", np.zeros(800, np.float32), 8000)
+    places = [bundle.root for bundle in bundles]
+
+    def stamped() -> dict[str, str]:
+        return dict(joint.stamp_of(joint.find_subjects(places, [f"validate.reference={clips}"])).inputs)
+
+    before = stamped()
+    assert {"tiny/prompts.jsonl", "tiny/error_stats.ort-cpu.safetensors", "coarse/reference"} <= set(before)
+    write_wav(clips / "a.wav", np.ones(800, np.float32), 8000)
+    after = stamped()
+    assert {name for name in before if before[name] != after[name]} == {"tiny/reference", "coarse/reference"}

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,8 @@ from quaver.runtime.audio import read_wav
 from quaver.runtime.bundle import Bundle
 from quaver.runtime.error_law import load_stats, save_stats
 from quaver.runtime.errors import ArtifactError, EngineError, RecipeError
-from quaver.runtime.measure import report, takes, trajectories, verdict
+from quaver.runtime.measure import compare, report, takes, trajectories, verdict
+from quaver.runtime.measure.generation import usable_cores
 from quaver.runtime.measure.plan import plan_facts
 from quaver.runtime.measure.report import ValidateSettings, validate
 from quaver.runtime.progress import Progress, quiet
@@ -54,7 +58,7 @@ def test_a_report_compares_the_engine_with_float_on_held_out_prompts(bundle: Bun
     assert engine["digests"][bundle.prompts.name] == digest_file(bundle.prompts)
     assert "6 trajectories from 2 held-out prompts" in figures["notes"][0]
     assert "hold for other seeds of these prompts, not for other prompts" in figures["notes"][0]
-    assert "pairs of calls are too few for a 95% interval" in figures["notes"][2]
+    assert "3 pairs of calls, too few for a 95% interval" in figures["notes"][2]
 
 
 def test_errors_are_those_of_the_same_seeds_drawn_again(bundle: Bundle, engine: dict[str, Any]):
@@ -273,13 +277,37 @@ def test_a_plan_left_out_says_why_and_a_built_one_its_coverage(bundle: Bundle):
 def test_whole_generations_are_timed_apart_and_a_failure_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
-    def cost(bundle: Bundle, engine: str, sampling: SamplingSettings, *, correct: str, runs: int) -> Any:
-        asked.append((engine, correct, runs))
+    def cost(bundle: Bundle, engine: str, sampling: SamplingSettings, *, correct: str, threads: Any, runs: int) -> Any:
+        asked.append((engine, correct, threads, runs))
         raise EngineError("measuring ort-cpu failed: it ran out of memory")
 
     monkeypatch.setattr(report, "generation_cost", cost)
     settings = replace(SETTINGS, corrections=("none",), generations=2)
     validate(bundle, settings, SAMPLING, stamp=STAMP, progress=quiet())
     figures = load_json(bundle.report_json, "validate")
-    assert asked == [("float", "none", 2), ("ort-cpu", "none", 2)]
+    assert asked == [("float", "none", None, 2), ("ort-cpu", "none", None, 2)]
     assert figures["engines"][0]["generation"] == {"missing": "measuring ort-cpu failed: it ran out of memory."}
+
+
+def test_every_time_is_taken_on_as_many_threads_as_asked_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    opened, loaded, cores = [], [], usable_cores()
+
+    @contextmanager
+    def opening(place: Bundle, *, engine_file: str, threads: int | None) -> Iterator[Any]:
+        opened.append((engine_file, threads, len(usable_cores())))
+        with open_bundle(place, engine_file=engine_file, threads=threads) as session:
+            yield session
+
+    def seconds(path: Path, threads: int | None) -> float:
+        loaded.append(threads)
+        return 1.0
+
+    monkeypatch.setattr(report, "open_bundle", opening)
+    monkeypatch.setattr(compare, "load_seconds", seconds)
+    settings = replace(SETTINGS, corrections=("none",), threads=1, generations=1)
+    validate(bundle, settings, SAMPLING, stamp=STAMP, progress=quiet())
+    (engine,) = load_json(bundle.report_json, "validate")["engines"]
+    assert opened == [("float", 1, 1), ("ort-cpu", 1, 1)] and loaded == [1, 1]
+    assert engine["call"]["threads"] == ("1 thread" if len(cores) > 1 else "all 1 core")
+    assert engine["generation"]["threads"] == 1
+    assert usable_cores() == cores
