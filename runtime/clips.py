@@ -79,6 +79,9 @@ def generate_to_files(
         places = plan_files(Path(out or usual_place(prompts, seeds, suffixes[0])), prompts, seeds, suffixes)
         todo = [job for job in zip(places, prompts, seeds, strict=True) if not (missing and job[0].exists())]
         if not todo:
+            (progress or Progress()).say(
+                f"nothing is missing: {len(places)} clip{'s' * (len(places) > 1)} there already"
+            )
             return written
         paths, texts, numbers = zip(*todo, strict=True)
         calls, label = settings.steps * -(-len(todo) // batch), f"{len(todo)} clip{'s' * (len(todo) > 1)}"

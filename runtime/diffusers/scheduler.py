@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +162,8 @@ def drawn(scheduler: Any, move: Move, given: Mapping[str, Any]) -> tuple[Array, 
     """x' and x_0' [B, C, H, W] of a step."""
     schedule, correction = scheduler.course.schedule, scheduler.correction
     shrinks = scheduler.course.sampler in SCALED
+    if scheduler.before is None:  # a run may begin in the middle, where the plan's step looks back
+        move = replace(move, bend=0.0)
     out, x = precise(given["model_output"]), precise(given["sample"])
     x = x * math.sqrt(move.a) if shrinks else x
     fixed = (correction.correct if correction else correct_none)(to_eps(out, x, move.t, schedule), move.t, x)

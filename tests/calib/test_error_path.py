@@ -93,6 +93,24 @@ def test_new_trajectories_end_nearer_to_the_float_models(schedule, tmp_path, sam
     assert law.weight.shape == (STEPS, 2, 4, 3, 3) and share.shape == (STEPS, 2)
 
 
+@pytest.mark.parametrize("sampler", ["dpmsolver++", "sde-dpmsolver++"])
+def test_a_sampler_that_looks_back_keeps_to_the_float_models_own_trajectories(schedule, tmp_path, sampler) -> None:
+    """What is aimed at is what the float model draws alone: every state of it, step by step."""
+    moves, seen = plan(sampler, schedule, steps=STEPS, eta=0.0), {}
+
+    def watched(x: np.ndarray, t: float) -> np.ndarray:
+        seen.setdefault(t, []).append(x)
+        return world(schedule, 0.0)(x, t)
+
+    fitted(moves, schedule, tmp_path / "state.safetensors", reference=watched)
+    seeds, alone = range(100, 140), []
+    x_T = initial_noise(seeds, SHAPE)
+    look = lambda step: alone.append(step.x_t)  # noqa: E731
+    sample(world(schedule, 0.0), x_T, moves, noise=step_noise(seeds), on_step=look)
+    for t, x in zip(moves.timesteps.tolist(), alone, strict=True):
+        np.testing.assert_allclose(np.concatenate(seen[t]), x, atol=1e-6)
+
+
 def test_an_error_that_nothing_explains_is_left_alone(schedule, tmp_path) -> None:
     """Never worse than no correction by more than a thousandth, on trajectories that the fit has not seen."""
     draw = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from quaver.runtime.clips import generate_to_files, plan_files, slug, step_path,
 from quaver.runtime.correct import Corrected
 from quaver.runtime.errors import ArtifactError, EngineError, QuaverError
 from quaver.runtime.generate import generate
-from quaver.runtime.progress import quiet
+from quaver.runtime.progress import Progress, quiet
 
 PROMPTS = ["a soft low cello note", "a bright drum", "a low note", "cello", "drum"]
 SEEDS = [3, 1, 4, 1, 5]
@@ -38,7 +39,7 @@ def test_a_sample_is_named_after_prompt_and_seed_and_several_are_a_folder():
 
 
 def written(bundle, out, prompts=PROMPTS, seeds=SEEDS, **options):
-    return generate_to_files(bundle, prompts, seeds, out, threads=1, progress=quiet(), **options)
+    return generate_to_files(bundle, prompts, seeds, out, threads=1, **{"progress": quiet()} | options)
 
 
 def test_one_clip_goes_into_its_file_and_several_into_a_folder(made_bundle, tmp_path):
@@ -89,7 +90,9 @@ def test_each_file_is_told_when_it_is_there_and_missing_makes_the_rest(made_bund
         (tmp_path / name).unlink()
     assert [path.name for path in written(made_bundle, tmp_path, missing=True)] == NAMES[1:3]
     assert {name: (tmp_path / name).read_bytes() for name in NAMES} == before
-    assert written(made_bundle, tmp_path, missing=True) == []
+    said = StringIO()
+    assert written(made_bundle, tmp_path, missing=True, progress=Progress(said)) == []
+    assert said.getvalue() == "nothing is missing: 5 clips there already\n"
 
 
 def test_previews_lie_beside_the_clip(made_bundle, tmp_path):

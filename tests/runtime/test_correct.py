@@ -206,6 +206,15 @@ def test_a_dead_channel_has_its_mean_taken_off_and_its_whole_variance_left():
     assert fixed.var == 0.04
 
 
+@pytest.mark.parametrize(("C00", "C01", "C11"), [(0.0, 0.0, 0.0), (0.04, 0.04, 0.04)])
+def test_ptqd_takes_the_mean_off_a_channel_whose_true_eps_never_changes(C00, C01, C11):
+    """Var[eps] = C00 - 2 C01 + C11 = 0: there is nothing to regress on, and no number that is none."""
+    q = np.random.default_rng(0).standard_normal((1, 1, 2, 2))
+    fixed = ptqd(gaussian_stats((0.3, 0.1), np.array([[C00, C01], [C01, C11]])))(q, 1, None)
+    np.testing.assert_allclose(fixed.eps, q - 0.1, atol=1e-12)
+    assert fixed.var == pytest.approx(C11)
+
+
 def test_no_error_at_all_leaves_the_output_as_it_is():
     """Statement 20: a float engine against itself fits C11 = 0."""
     q = np.random.default_rng(3).standard_normal((1, 2, 4, 4)).astype(np.float32)

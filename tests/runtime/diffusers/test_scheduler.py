@@ -17,7 +17,7 @@ from quaver.runtime.diffusers import scheduler as module
 from quaver.runtime.diffusers.course import KINDS
 from quaver.runtime.error_law import load_stats
 from quaver.runtime.errors import ArtifactError, QuaverError, RecipeError
-from quaver.runtime.sample import SAMPLERS, SamplingSettings
+from quaver.runtime.sample import SAMPLERS, SamplingSettings, advance
 from quaver.runtime.schedule import load_schedule, to_eps
 
 torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
@@ -103,6 +103,22 @@ def test_a_run_may_begin_in_the_middle_whatever_was_run_before(sampler):
         return x
 
     assert apart(second_half(ours(theirs(sampler))), second_half(theirs(sampler))) <= 1e-5
+
+
+def test_a_run_that_begins_in_the_middle_looks_back_at_nothing(monkeypatch):
+    """Nor does k, by which a residual moves the step: its bend is that of a change since a step that was not taken."""
+    moves = []
+    monkeypatch.setattr(
+        module, "advance", lambda move, *args, **rest: moves.append(move) or advance(move, *args, **rest)
+    )
+    scheduler = ours(theirs("sde-dpmsolver++"))
+    scheduler.set_timesteps(20)
+    x = start()
+    for t in scheduler.timesteps[10:12]:
+        x = scheduler.step(bumpy(x, t), t, x, generator=seeded()).prev_sample
+    first, second = moves
+    assert first.bend == 0.0 and second.bend > 0.0
+    assert first.k == pytest.approx(first.direction(first.sigma) - np.sqrt((1 / first.a - 1) * first.a_prev))
 
 
 @pytest.mark.parametrize("sampler", KINDS)
