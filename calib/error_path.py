@@ -15,8 +15,9 @@ The state after each step is a file, so that a killed fit goes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from quaver.runtime.progress import Progress
 from quaver.runtime.sample import Denoise, advance
 from quaver.runtime.samplers import Move, Plan
 
+Advance = Callable[[int, slice, np.ndarray], tuple[np.ndarray, np.ndarray]]  # path 0|1, rows, eps -> x', x_0'
 LEAST = 1e-6  # of k: a step that eps hardly moves is not corrected
 
 
@@ -52,6 +54,18 @@ class Paths:
     x: np.ndarray
     r: np.ndarray
     before: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the trajectories of a part say at one step."""
+
+    rows: slice
+    q: np.ndarray  # [B, C, T, F] of the engine, at x
+    right: np.ndarray  # r', where the float model goes
+    remembered: np.ndarray  # and the x_0' behind it
+    D: np.ndarray  # D*, float64
+    good: np.ndarray  # [B], whose answers are finite
 
 
 def fit_path(
@@ -102,29 +116,44 @@ def fit_step(
 
     A sample of which an engine gives what is not finite leaves no pair, and goes on from the float model's path.
     """
-    C = paths.x.shape[1]
-    halves = [no_joint((), C + 2 * C * k * k)] * 2
-    said, behind = [], []
-    for part in parts:
-        q, e = part.engine(paths.x[part.rows], move.t), part.reference(paths.r[part.rows], move.t)
-        free, _ = _step(move, paths, 0, part.rows, q, z, clip)
-        right, before = _step(move, paths, 1, part.rows, e, z, clip)
-        good = (np.isfinite(q) & np.isfinite(e)).all(axis=(1, 2, 3))
-        D = (free.astype(np.float64) - right) / (move.k if abs(move.k) > LEAST else np.inf)
-        for half, mine in enumerate((good & ~odd[part.rows], good & odd[part.rows])):
-            q_64, x_64 = (np.asarray(v[mine], np.float64) for v in (q, paths.x[part.rows]))
-            halves[half] = merge_joint(halves[half], joint_of(vectors(q_64, x_64, D[mine], k)))
-        said.append((q, good))
-        behind.append((right, before))
-    (W, b), share, rest = _law(halves, C, k)
-    moved = []
-    for part, (q, good), (right, before_r) in zip(parts, said, behind, strict=True):
-        expected = convolve(W.reshape(C, 2 * C, k, k), q, paths.x[part.rows]) + b.astype(q.dtype)[:, None, None]
-        x, before = _step(move, paths, 0, part.rows, q - expected, z, clip)
-        kept = good[:, None, None, None]
-        moved.append((np.where(kept, x, right), right, np.where(kept, before, before_r), before_r))
+    step = partial(_step, move, paths, z, clip)
+    said = [ask(part, move, paths, step) for part in parts]
+    law, share, rest = _law(halves_of(said, paths.x, odd, k), paths.x.shape[1], k)
+    moved = [follow(answer, law, paths.x[answer.rows], k, step) for answer in said]
     x, r, before, before_r = (np.concatenate(values) for values in zip(*moved, strict=True))
-    return (W, b, np.stack([share, rest])), Paths(x, r, (before, before_r))
+    return (*law, np.stack([share, rest])), Paths(x, r, (before, before_r))
+
+
+def ask(part: Part, move: Move, paths: Paths, step: Advance) -> Answer:
+    """Both engines, each on its own path."""
+    q, e = part.engine(paths.x[part.rows], move.t), part.reference(paths.r[part.rows], move.t)
+    free, _ = step(0, part.rows, q)
+    right, remembered = step(1, part.rows, e)
+    D = (free.astype(np.float64) - right) / (move.k if abs(move.k) > LEAST else np.inf)
+    good = (np.isfinite(q) & np.isfinite(e)).all(axis=(1, 2, 3))
+    return Answer(part.rows, q, right, remembered, D, good)
+
+
+def halves_of(said: Sequence[Answer], x: np.ndarray, odd: np.ndarray, k: int) -> list[Joint]:
+    """The joint moments of (phi, D*) over every place of the samples that are good: even seeds, odd seeds [N]."""
+    C = x.shape[1]
+    halves = [no_joint((), C + 2 * C * k * k)] * 2
+    for answer in said:
+        for half, wanted in enumerate((~odd[answer.rows], odd[answer.rows])):
+            mine = answer.good & wanted
+            q_64, x_64 = (np.asarray(values[mine], np.float64) for values in (answer.q, x[answer.rows]))
+            halves[half] = merge_joint(halves[half], joint_of(vectors(q_64, x_64, answer.D[mine], k)))
+    return halves
+
+
+def follow(answer: Answer, law: Law, x: np.ndarray, k: int, step: Advance) -> tuple[np.ndarray, ...]:
+    """x', r' and the x_0' behind either, x [B, C, T, F] having moved with the law taken off what the engine said."""
+    (W, b), q, C = law, answer.q, x.shape[1]
+    expected = convolve(W.reshape(C, 2 * C, k, k), q, x) + b.astype(q.dtype)[:, None, None]
+    moved, before = step(0, answer.rows, q - expected)
+    good = answer.good[:, None, None, None]
+    ours = np.where(good, moved, answer.right), np.where(good, before, answer.remembered)
+    return ours[0], answer.right, ours[1], answer.remembered
 
 
 def _law(halves: Sequence[Joint], C: int, k: int) -> tuple[Law, np.ndarray, np.ndarray]:
@@ -138,7 +167,13 @@ def _law(halves: Sequence[Joint], C: int, k: int) -> tuple[Law, np.ndarray, np.n
 
 
 def _step(
-    move: Move, paths: Paths, which: int, rows: slice, eps: np.ndarray, z: np.ndarray | None, clip: float | None
+    move: Move,
+    paths: Paths,
+    z: np.ndarray | None,
+    clip: float | None,
+    which: int,
+    rows: slice,
+    eps: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """x' and x_0' of one of the two paths."""
     x, before = (paths.x, paths.r)[which][rows], paths.before[which][rows] if paths.before else None
