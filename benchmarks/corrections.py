@@ -129,7 +129,9 @@ def draw(
 ) -> dict[str, np.ndarray]:
     """The finished latents [N, C, T, F] of the float engine, and of the target's with each correction."""
     with open_bundle(bundle, engine_file=FLOAT) as reference, open_bundle(bundle, engine_file=target) as judged:
-        plan = [(FLOAT, reference, "none"), *((name, judged, name) for name in corrections)]
+        noiseless = sampling.sampler == "ddim" and sampling.eta == 0  # then both modes of D-D2 are one, drawn once
+        same = {"d2-consistent": "d2-deterministic"} if noiseless else {}
+        plan = [(FLOAT, reference, "none"), *((name, judged, same.get(name, name)) for name in corrections)]
         return {name: drawn(session, pairs, sampling, correct, batch, keep) for name, session, correct in plan}
 
 
