@@ -18,9 +18,9 @@ def cost(report: Report) -> Markup:
     call = report["engines"][0]["call"]
     peak = max(engine["call"]["peak_rss_bytes"] for engine in report["engines"])
     lede = (
-        f"One U-Net call on a batch of {call['batch']}, {call['threads']}. The error is that of one call, on states of"
-        f" the float trajectory. Peak memory of the process that made this page, float and engine both open:"
-        f" {megabytes(peak)}."
+        f"One U-Net call on a batch of {call['batch']}, {call['threads']}, times as they were taken. The error is that"
+        f" of one call, on states of the float trajectory. Peak memory of the process that made this page, float and"
+        f" engine both open: {megabytes(peak)}."
     )
     command = again(f"quaver bench {' '.join(shlex.quote(engine['bundle']) for engine in report['engines'])}")
     return section("cost", "What it costs", lede, calls(report), generations(report), command)

@@ -8,7 +8,6 @@ from typing import Any
 from quaver.runtime.measure import chart, scatter
 from quaver.runtime.measure.markup import Markup, h
 from quaver.runtime.measure.page.elements import (
-    Format,
     Report,
     again,
     card,
@@ -53,10 +52,10 @@ def tradeoff(report: Report) -> Markup:
             card("Every engine and correction", "Left is faster, down is closer to float.", scatter_chart(report)),
             card(
                 "Time of one call",
-                "Median; the whisker ends at the 95th percentile.",
-                bars(report, "Time of a call", "median_s", "p95_s", milliseconds),
+                "Float's median over the paired speed-up; the whisker ends at its 95% bound.",
+                call_bars(report),
                 h("h3", "Size of the U-Net", class_="sub"),
-                Markup(bars(report, "File size", "bytes", "bytes", megabytes)),
+                Markup(size_bars(report)),
             ),
         ),
         rows(report),
@@ -123,14 +122,26 @@ def bounds(interval: Mapping[str, float]) -> tuple[float, float, float]:
     return interval["low"], interval["value"], interval["high"]
 
 
-def bars(report: Report, label: str, key: str, end: str, fmt: Format) -> str:
-    """A figure of every engine and float model, with a whisker that ends at another."""
-    marks = [(r["name"], r["call"], "quiet") for r in report["references"]]
-    for engine in report["engines"]:
-        name = engine["name"] if several(report) else engine["target"]
-        marks.append((name, engine["call"]["engines"][engine["target"]], tone(report, engine)))
-    found = [chart.Row(name, t[key], t[key], t[end], style) for name, t, style in marks]
-    return chart.bars(found, label=label, fmt=fmt)
+def call_bars(report: Report) -> str:
+    """Seconds of a call of every engine and float model, on the axis of the scatter."""
+    floats = [chart.Row(r["name"], t := r["call"]["median_s"], t, t, "quiet") for r in report["references"]]
+    alone = {"added_s": 0.0}
+    found = [(engine, *call_times(report, engine, alone)) for engine in report["engines"]]
+    engines = [chart.Row(called(report, e), value, low, high, tone(report, e)) for e, low, value, high in found]
+    return chart.bars([*floats, *engines], label="Time of a call", fmt=milliseconds)
+
+
+def size_bars(report: Report) -> str:
+    """Bytes of every engine's file and float model's."""
+    sizes = [(r["name"], r["bytes"], "quiet") for r in report["references"]]
+    sizes += [(called(report, e), e["bytes"], tone(report, e)) for e in report["engines"]]
+    found = [chart.Row(name, size, size, size, style) for name, size, style in sizes]
+    return chart.bars(found, label="File size", fmt=megabytes)
+
+
+def called(report: Report, engine: Report) -> str:
+    """An engine's name among several, alone its target's."""
+    return engine["name"] if several(report) else engine["target"]
 
 
 def rows(report: Report) -> Markup:
