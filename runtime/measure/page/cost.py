@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quaver.runtime.measure.markup import Markup, h, join
-from quaver.runtime.measure.page.elements import Report, again, cell, line, note, section, several, table
+from quaver.runtime.measure.page.elements import Report, again, called, cell, line, note, section, several, table
 from quaver.runtime.measure.units import counted, giga, megabytes, milliseconds, percent, spoken
 
 NOTHING = Markup("<td>–</td>")
@@ -40,8 +40,7 @@ def calls(report: Report) -> Markup:
         found = engine["sites"].get("bops", {})
         cells = [*times(timing), cell(engine["call"]["error"], percent), bops(found.get("stored"), found.get("float"))]
         cells.append(h("td", megabytes(engine["bytes"])))
-        name = engine["name"] if several(report) else engine["target"]
-        body.append(line(name, *cells, h("td", f"{ratio:.1f}×"), strong=not several(report)))
+        body.append(line(called(report, engine), *cells, h("td", f"{ratio:.1f}×"), strong=not several(report)))
     return table("One U-Net call, and files", head, body)
 
 
@@ -56,9 +55,7 @@ def generations(report: Report) -> Markup | None:
     """Whole generations, each engine in a process of its own, or why there are none."""
     rows = [(r["name"], r["generation"], False) for r in report["references"]]
     for engine in report["engines"]:
-        rows.append(
-            (engine["name"] if several(report) else engine["target"], engine["generation"], not several(report))
-        )
+        rows.append((called(report, engine), engine["generation"], not several(report)))
     timed = [(name, found, strong) for name, found, strong in rows if found and "missing" not in found]
     remarks = [note(f"{name}: {found['missing']}") for name, found, _ in rows if found and "missing" in found]
     if not timed:

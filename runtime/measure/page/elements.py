@@ -73,6 +73,11 @@ def several(report: Report) -> bool:
     return len(report["engines"]) > 1
 
 
+def called(report: Report, engine: Report) -> str:
+    """An engine's name among several, alone its target's."""
+    return engine["name"] if several(report) else engine["target"]
+
+
 def titled(report: Report, engine: Report, *parts: str) -> str:
     """A name in a chart or table: the engine's where there are several, and what is said of it."""
     return " · ".join([*([engine["name"]] if several(report) else []), *parts]) or engine["target"]

@@ -10,6 +10,7 @@ from quaver.runtime.measure.markup import Markup, h
 from quaver.runtime.measure.page.elements import (
     Report,
     again,
+    called,
     card,
     cell,
     line,
@@ -53,7 +54,7 @@ def tradeoff(report: Report) -> Markup:
             card(
                 "Time of one call",
                 "Float's median over the paired speed-up; the whisker ends at its 95% bound.",
-                call_bars(report),
+                Markup(chart.bars(call_rows(report), label="Time of a call", fmt=milliseconds)),
                 h("h3", "Size of the U-Net", class_="sub"),
                 Markup(size_bars(report)),
             ),
@@ -122,13 +123,13 @@ def bounds(interval: Mapping[str, float]) -> tuple[float, float, float]:
     return interval["low"], interval["value"], interval["high"]
 
 
-def call_bars(report: Report) -> str:
-    """Seconds of a call of every engine and float model, on the axis of the scatter."""
+def call_rows(report: Report) -> list[chart.Row]:
+    """Seconds of a call of every float model and engine, on the axis of the scatter."""
     floats = [chart.Row(r["name"], t := r["call"]["median_s"], t, t, "quiet") for r in report["references"]]
     alone = {"added_s": 0.0}
     found = [(engine, *call_times(report, engine, alone)) for engine in report["engines"]]
     engines = [chart.Row(called(report, e), value, low, high, tone(report, e)) for e, low, value, high in found]
-    return chart.bars([*floats, *engines], label="Time of a call", fmt=milliseconds)
+    return [*floats, *engines]
 
 
 def size_bars(report: Report) -> str:
@@ -137,11 +138,6 @@ def size_bars(report: Report) -> str:
     sizes += [(called(report, e), e["bytes"], tone(report, e)) for e in report["engines"]]
     found = [chart.Row(name, size, size, size, style) for name, size, style in sizes]
     return chart.bars(found, label="File size", fmt=megabytes)
-
-
-def called(report: Report, engine: Report) -> str:
-    """An engine's name among several, alone its target's."""
-    return engine["name"] if several(report) else engine["target"]
 
 
 def rows(report: Report) -> Markup:

@@ -12,6 +12,7 @@ import pytest
 
 from quaver.runtime.measure import page
 from quaver.runtime.measure.page.accuracy import drift, steps
+from quaver.runtime.measure.page.tradeoff import call_rows, tradeoff
 from quaver.runtime.measure.spectrogram import truecolour
 from quaver.runtime.measure.units import percent, spoken
 from quaver.runtime.measure.verdict import best_row
@@ -131,6 +132,20 @@ def test_every_engine_and_correction_is_a_point_and_the_pareto_line_leaves_out_w
     line = next(p["points"] for p in Reader(chart).all("polyline"))
     # fastest: none of w4a8 (nothing added), its best; likewise of the others; float; never d2-stochastic
     assert len(line.split()) == 2 * 3 + 1
+
+
+def test_an_engines_time_is_one_figure_in_chart_and_table_however_the_machine_went(joint: dict[str, Any]):
+    """Float's median over the paired speed-up, where an engine's own median says that the machine was busy."""
+    for engine in joint["engines"]:
+        engine["call"]["engines"][engine["target"]]["median_s"] = 9.0
+        engine["call"]["speedup"] = {"value": 2.0, "low": 1.5, "high": 2.5}
+    joint["references"][0]["call"]["median_s"] = 0.02
+    found = {row.label: (row.value, row.low, row.high) for row in call_rows(joint)}
+    assert found.pop("float") == (0.02, 0.02, 0.02)
+    assert set(found) == {engine["name"] for engine in joint["engines"]}
+    assert set(found.values()) == {(0.01, 0.008, 0.02 / 1.5)}
+    shown = re.search(r'aria-label="Time of a call: [^"]*"', tradeoff(joint)).group()
+    assert shown.count("10.0 ms") == len(joint["engines"]) and "9.00 s" not in tradeoff(joint)
 
 
 def test_clips_beyond_the_budget_are_links_to_their_files(report: dict[str, Any], media: dict[str, bytes]):
