@@ -37,6 +37,8 @@ def log_mel(clip: np.ndarray, *, rate: int, bands: int, hop: int) -> np.ndarray:
 
 @torch.inference_mode()
 def main(model: str, clips: str, out: str, seconds: str = "10.24") -> None:
+    if Path(out).resolve().is_relative_to(Path(clips).resolve()):
+        raise SystemExit(f"{out} is in {clips}, whose clips it would replace or join: name another folder")
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae").eval()
     vocoder = SpeechT5HifiGan.from_pretrained(model, subfolder="vocoder").eval()
     rate, bands = vocoder.config.sampling_rate, vocoder.config.model_in_dim
