@@ -2,7 +2,8 @@
 
 Clip i of a split is a function of (seed, split, i) alone, so the result does not depend on the number of processes.
 A split is three files: `<split>.spectrograms.npy` float16 [N, FRAMES, BANDS], `<split>.waves.npy` int16 [N, SAMPLES],
-`<split>.jsonl` with the caption and the attribute classes of each clip. Silent clips are drawn again.
+`<split>.jsonl` with the caption and the attribute classes of each clip. Silent clips are drawn again. Making a split
+needs fluidsynth and its sound font (`quaver.demo.render`); reading one, and the networks trained on it, do not.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quaver.demo.render import Player, render
 from quaver.demo.spectrogram import BANDS, FRAMES, SAMPLES, log_spectrogram
 from quaver.demo.world import caption, draw_sound
+
+if TYPE_CHECKING:
+    from quaver.demo.render import Player
 
 SPLITS = {"train": 34_000, "validation": 1_000, "test": 1_000}
 CHUNK = 250
@@ -28,6 +32,8 @@ CHUNK = 250
 
 def clip(player: Player, seed: int, split: str, index: int) -> tuple[dict, np.ndarray]:
     """Clip `index` of a split: its row (caption, sound, labels) and its waveform [SAMPLES]."""
+    from quaver.demo.render import render
+
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
     while True:
         sound = draw_sound(rng, split)
@@ -37,6 +43,8 @@ def clip(player: Player, seed: int, split: str, index: int) -> tuple[dict, np.nd
 
 
 def _chunk(start: int, *, seed: int, split: str, n: int) -> tuple[int, list[dict], np.ndarray, np.ndarray]:
+    from quaver.demo.render import Player
+
     player, stop = Player(), min(start + CHUNK, n)
     rows, waves = zip(*(clip(player, seed, split, i) for i in range(start, stop)), strict=True)
     player.close()
