@@ -123,8 +123,9 @@ def test_a_shard_that_no_worker_survives_is_given_up_with_advice(work: Work, tmp
     with pytest.raises(EngineError, match=r"workers died 4 times over shard 000001.*fewer --workers"):
         squares(work, [Number(1), Number(2, deaths=99)], tmp_path / "shards", TWO)
     assert 4 <= calls(work).count(2) <= 8
+    tries = calls(work).count(1)  # more than one where the other worker's death took it along
     assert squares(work, [Number(1)], tmp_path / "shards") == [1]
-    assert calls(work).count(1) == 1, "what ended is kept"
+    assert calls(work).count(1) == tries, "what ended is kept"
 
 
 @pytest.mark.slow
