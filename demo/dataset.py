@@ -15,6 +15,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SPLITS = {"train": 34_000, "validation": 1_000, "test": 1_000}
 CHUNK = 250
+RENDERER = "apt-get install fluidsynth fluid-soundfont-gm && pip install -c constraints.txt '.[demo]'"
 
 
 def clip(player: Player, seed: int, split: str, index: int) -> tuple[dict, np.ndarray]:
@@ -84,10 +86,15 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=SPLITS["train"])
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
+    missing = {k: n for k, n in {**SPLITS, "train": args.train}.items() if not (args.out / f"{k}.jsonl").exists()}
+    if missing:  # told here and not by every worker
+        try:
+            import_module("quaver.demo.render")
+        except ImportError as error:
+            sys.exit(f"clips cannot be rendered: {error}; type: {RENDERER}")
     args.out.mkdir(parents=True, exist_ok=True)
-    for split, n in {**SPLITS, "train": args.train}.items():
-        if not (args.out / f"{split}.jsonl").exists():
-            build_split(args.out, split, n, seed=args.seed, workers=args.workers)
+    for split, n in missing.items():
+        build_split(args.out, split, n, seed=args.seed, workers=args.workers)
 
 
 if __name__ == "__main__":
