@@ -91,7 +91,7 @@ def main() -> None:
         try:
             import_module("quaver.demo.render")
         except ImportError as error:
-            sys.exit(f"clips cannot be rendered: {error}; type: {RENDERER}")
+            sys.exit(f"clips cannot be rendered: {str(error).rstrip('.')}; type: {RENDERER}")
     args.out.mkdir(parents=True, exist_ok=True)
     for split, n in missing.items():
         build_split(args.out, split, n, seed=args.seed, workers=args.workers)

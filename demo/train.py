@@ -60,7 +60,9 @@ def main() -> None:
     for result, (name, *rest) in commands(args.data, args.model):
         if not result.exists():
             print(f"{name} -> {result}", file=sys.stderr, flush=True)
-            subprocess.run([sys.executable, "-m", f"quaver.demo.{name}", *rest], check=True)
+            code = subprocess.run([sys.executable, "-m", f"quaver.demo.{name}", *rest], check=False).returncode
+            if code:  # the part has said why
+                sys.exit(code)
 
 
 if __name__ == "__main__":
