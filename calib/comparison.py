@@ -110,17 +110,22 @@ def compare(engines: Engines, shard: Shard, pair: Pair) -> Seen:
 
     correct = d2_deterministic(engines.law) if engines.law else correct_none
     taught = trajectory(session, denoise, seeds, pair.sampling, correct)
-    loss = np.zeros(2)
-    if engines.law:
-        own = trajectory(session, lambda x, t: reference(x, t)[0], seeds, pair.sampling)
-        errors = relative_error(taught, own)
-        loss = np.array([errors[np.isfinite(errors)].sum(), np.isfinite(errors).sum()])
+    if not engines.law:
+        return of_steps(steps)
+    own = trajectory(session, lambda x, t: reference(x, t)[0], seeds, pair.sampling)
+    return of_steps(steps, errors=relative_error(taught, own))
+
+
+def of_steps(steps: Sequence[Seen], errors: np.ndarray | None = None) -> Seen:
+    """What trajectories show, of what each step showed; errors [B] of their finished latents, where they are asked."""
+    simulated = [step.simulated for step in steps if step.simulated]
+    known = np.array([]) if errors is None else errors[np.isfinite(errors)]
     return Seen(
         side_by_side([step.halves for step in steps], axis=1),
         side_by_side([step.channels for step in steps]),
         np.array([step.dropped for step in steps]),
-        side_by_side([step.simulated for step in steps if step.simulated]) if simulated else None,
-        loss,
+        side_by_side(simulated) if simulated else None,
+        np.array([known.sum(), known.size]),
     )
 
 
