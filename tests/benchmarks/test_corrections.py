@@ -49,8 +49,9 @@ def test_the_error_of_a_correction_is_held_against_that_of_none():
     assert auto["latent error"].value == pytest.approx(none["latent error"].value / 2)
     assert auto["SNR dB"].value == pytest.approx(none["SNR dB"].value + 20 * np.log10(2))
     where = corrections.cell(auto)
-    assert corrections.claims([none, auto], where) == {
+    simpler = [none, {**none, "correction": "mean"}, {**none, "correction": "ptqd"}]
+    assert corrections.claims([*simpler, auto], where) == {
         f"{where}: D2 beats none, mean, ptqd": True,
         f"{where}: auto does no harm": True,
     }
-    assert not any(corrections.claims([none, {**none, "correction": "d2-local"}], where).values())
+    assert not any(corrections.claims([*simpler, {**none, "correction": "d2-local"}], where).values())

@@ -78,6 +78,14 @@ def test_a_correction_reaches_its_aim_by_what_was_measured(best, beats, harmless
     assert list(corrections.claims(rows, "demo, 20 steps eta 0").values()) == [beats, harmless]
 
 
+def test_d2_is_not_said_to_beat_corrections_that_were_not_drawn():
+    rows = [
+        {"bundle": "demo", "steps": 20, "eta": 0.0, "correction": name, "ratio to none": Interval(*ratio)}
+        for name, ratio in {"none": (1, 1, 1), "auto": (0.90, 0.89, 0.92)}.items()
+    ]
+    assert corrections.claims(rows, "demo, 20 steps eta 0") == {"demo, 20 steps eta 0: auto does no harm": True}
+
+
 def test_corrections_fits_statistics_of_each_eta_and_leaves_the_bundle_alone(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -92,7 +100,7 @@ def test_corrections_fits_statistics_of_each_eta_and_leaves_the_bundle_alone(
         progress=quiet(),
     )
     before = digest_file(bundle.error_stats("ort-cpu"))
-    options = ["--trajectories", "4", "--correct", "none", "d2-deterministic", "--keep", str(tmp_path / "keep")]
+    options = ["--trajectories", "4", "--correct", "d2-deterministic", "--keep", str(tmp_path / "keep")]
     corrections.main([str(bundle.root), *options])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
     assert set(figures) == {
