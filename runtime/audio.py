@@ -5,6 +5,7 @@ code = round(32767 x),  x in [-1, 1];  what lies beyond is clipped and counted
 
 from __future__ import annotations
 
+import struct
 import wave
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from quaver.runtime.artifact import atomic
 from quaver.runtime.errors import ArtifactError, EngineError
 
 _PEAK = 32767
+_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF, then its parts "fmt " and "data"
 
 
 def write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> int:
@@ -26,12 +28,11 @@ def write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> int:
         raise EngineError(
             f"cannot write {path}: the waveform has shape {list(samples.shape)} or is not finite, expected finite [N]"
         )
-    codes = np.round(np.clip(samples, -1.0, 1.0) * _PEAK).astype("<i2")
-    with atomic(path) as temporary, wave.open(str(temporary), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes(codes.tobytes())
+    data = np.round(np.clip(samples, -1.0, 1.0) * _PEAK).astype("<i2").tobytes()
+    form = (b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)  # PCM, one channel, 16 bits
+    header = _HEADER.pack(b"RIFF", _HEADER.size - 8 + len(data), b"WAVE", *form, b"data", len(data))
+    with atomic(path) as temporary:
+        temporary.write_bytes(header + data)  # the library's writer, half made when Ctrl-C comes, prints a traceback
     return int(np.count_nonzero(np.abs(samples) > 1.0))
 
 

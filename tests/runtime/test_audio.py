@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,18 @@ def test_samples_come_back_within_half_a_step(tmp_path):
     assert np.abs(back - waveform).max() <= 0.5 / 32767 + 1e-7
     with wave.open(str(tmp_path / "a.wav")) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getnframes()) == (1, 2, 3200)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 4410])
+def test_the_bytes_are_those_of_the_standard_librarys_writer(tmp_path, samples):
+    codes = np.random.default_rng(0).integers(-32767, 32768, samples).astype("<i2")
+    write_wav(tmp_path / "ours.wav", codes / 32767, 44_100)
+    with wave.open(str(tmp_path / "theirs.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(44_100)
+        file.writeframes(codes.tobytes())
+    assert (tmp_path / "ours.wav").read_bytes() == (tmp_path / "theirs.wav").read_bytes()
 
 
 def test_what_is_louder_than_full_scale_is_clipped_and_counted(tmp_path):
@@ -64,7 +77,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(wave.Wave_write, "writeframes", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(ArtifactError, match="disk is full"):
         write_wav(tmp_path / "a.wav", np.ones(8), 16_000)
     assert (tmp_path / "a.wav").read_bytes() == before

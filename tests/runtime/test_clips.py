@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,13 +142,15 @@ def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(made_bundle, tmp_path):
         first = process.stdout.readline().strip()
         process.send_signal(signal.SIGINT)
         rest, said = process.communicate(timeout=60)
-    paths = [first, *rest.split()]
+    printed, there = {first, *rest.split()}, {str(path) for path in tmp_path.iterdir()}
     assert process.returncode == 130
-    assert said == (
-        f"quaver: interrupted: {len(paths)} of 500 clips are written; the same command with --missing makes the rest\n"
+    (count,) = re.findall(
+        r"^quaver: interrupted: (\d+) of 500 clips are written; the same command with --missing makes the rest\n$", said
     )
-    assert sorted(map(str, tmp_path.iterdir())) == sorted(paths)
-    assert all(read_wav(path)[0].shape == (256,) for path in paths)
+    # a clip is put in place, counted, then printed: what stops the run between them leaves one more than the next tells
+    assert len(printed) <= int(count) <= len(there) <= len(printed) + 1
+    assert printed <= there
+    assert all(read_wav(path)[0].shape == (256,) for path in there)
 
 
 def test_a_reader_that_stops_reading_the_paths_does_not_stop_the_clips(made_bundle, tmp_path):
